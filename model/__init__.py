@@ -1,0 +1,1 @@
+"""Text in, calibrated label probabilities out. Knows neither Kafka nor Redis."""
