@@ -25,7 +25,8 @@ FRESHNESS_SECONDS = Histogram(
 )
 LAG = Gauge("limner_lag_records", "Records behind the high watermark.", ["topic", "partition"])
 RETRIES = Counter("limner_retries_total", "Attempts repeated because a dependency failed.", ["dependency"])
-MERGES = Counter("limner_merges_total", "Merge script calls by outcome.", ["outcome"])
+PROFILES = Gauge("limner_profiles", "Profiles that this worker created since it started.")
+MERGES = Counter("limner_merges_total", "Merge script calls: applied, or nothing new (a repeat).", ["outcome"])
 PROFILE_BYTES = Histogram("limner_profile_bytes", "Size of a profile after a merge.",
                           buckets=(256, 512, 1024, 2048, 4096, 8192, 16384, 32768))  # fmt: skip
 CACHE_HITS = Counter("limner_text_cache_hits_total", "Texts whose embedding was cached.")

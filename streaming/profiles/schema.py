@@ -13,11 +13,12 @@ unchanged, to the merge script: a store can be rebuilt from the topic alone.
     l    list   labels used below: [facet, label, half_life_ms]
     e    list   entries in order of offset, each
                 [offset, event_id, ring_id, ts, evidence, order]
-                ring_id   52-bit hash of the event id (Lua's exact integers)
+                ring_id   hash of the event id, RING_ID_CHARS characters
                 evidence  flat list: index into l, probability, index, probability, ...
                 order     absent for chats, else
-                          [status, currency, value, items, lines], value in 1/MONEY units,
-                          lines: [[sku, quantity, description], ...]
+                          [status, currency, value, items, lines, products], value in 1/MONEY units,
+                          products: [[sku, quantity, description], ...], each sku once, of an order placed,
+                          the PRODUCTS of largest quantity
 
 Profile, a map; the merge script (`merge.lua`) writes it, `view` reads it.
 
@@ -28,11 +29,13 @@ Profile, a map; the merge script (`merge.lua`) writes it, `view` reads it.
     s    map    source -> {
                   n   events applied
                   t   newest event time
-                  r   ring: ring_ids of the last RING applied events, oldest first
-                  l   facet -> [half_life_ms, {label -> [w, t, n, model, ids]}]
-                      w    forward-decayed sum of evidence as of event time t
-                      n    pieces of evidence
-                      ids  the newest PROVENANCE event ids, in order of arrival
+                  r   ring: ring_ids of the last RING applied events, oldest first, as one string
+                  l   facet -> [half_life_ms, label, sum, label, sum, ...]; a sum is a msgpack list of its own:
+                        w      forward-decayed sum of evidence as of event time t
+                        t
+                        n      pieces of evidence
+                        model  version that gave the newest
+                        ids    the newest PROVENANCE event ids, in order of arrival, joined by newlines
                 }
     o    map    order aggregates, absent before the first order:
                   n, c, r      orders placed, cancelled, returned
@@ -40,16 +43,21 @@ Profile, a map; the merge script (`merge.lua`) writes it, `view` reads it.
                   q            items bought
                   k            lines bought
                   m            currency -> [spent, cancelled, returned] in 1/MONEY units
-                  p            sku -> [orders, quantity, newest ts, description], at most PRODUCTS (Space-Saving,
-                               Metwally et al. 2005: a newcomer takes the place and count of the smallest)
+                  p            products bought, at most PRODUCTS (Space-Saving, Metwally et al. 2005: a newcomer
+                               takes the place and the count of the least). A msgpack of its own, which chats
+                               needn't unpack: a flat list of PRODUCT_FIELDS values a product: sku, orders, and
+                               a msgpack list again: quantity, newest ts, description
     c, i        kept for consent and identity links. The script carries keys that it doesn't know.
 
-Lua's msgpack has no empty map (absent instead), no bin, and writes floats with integral values as ints.
+Lists are flat, and sums packed by themselves, because packing and unpacking is most of a merge: Lua's msgpack
+takes one long list in half the time of many short ones, and what a delta doesn't touch stays packed. It has no
+empty map (absent instead), no bin, and writes floats with integral values as ints.
 """
 
 from __future__ import annotations
 
 import hashlib
+from base64 import b64encode
 from typing import Any
 
 import msgpack
@@ -59,6 +67,8 @@ PROFILE_VERSION = 1
 
 # A producer that repeats itself does so within its retry window; 32 events a customer is far beyond it.
 RING = 32
+# 48 bits: an event of a customer is mistaken for one of the last 32 once in 10^13.
+RING_ID_CHARS = 8
 # Enough to answer "why" with something to look at; the topics hold the rest.
 PROVENANCE = 3
 # A profile lists what a person keeps buying; 16 covers it and stays below 1 KB.
@@ -66,14 +76,15 @@ PRODUCTS = 16
 DESCRIPTION_CHARS = 40
 # Strongest labels kept in one facet of one source; packs have 10 to 40, of which a customer shows a few.
 LABELS_PER_FACET = 32
+PRODUCT_FIELDS = 3
 # The cap on a profile. What goes first: provenance of all but the 8 strongest labels of each facet,
 # then the weaker half of the labels, then the smaller half of the products. Fences never go.
 MAX_PROFILE_BYTES = 16_384
 
 
-def ring_id(event_id: str) -> int:
-    """52 bits of an event id's BLAKE2b: exact in a double; two of 33 collide once in 10^13 customers."""
-    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest()) >> 12
+def ring_id(event_id: str) -> str:
+    """48 bits of an event id's BLAKE2b, as base64: RING_ID_CHARS characters."""
+    return b64encode(hashlib.blake2b(event_id.encode(), digest_size=6).digest()).decode()
 
 
 def pack(value: Any) -> bytes:
@@ -82,11 +93,39 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    return msgpack.unpackb(data, strict_map_key=False)
+    """Lua knows no bin type: a msgpack inside comes as a str; `blob` gives its bytes."""
+    return msgpack.unpackb(data, strict_map_key=False, unicode_errors="surrogateescape")
 
 
-def canonical(profile: bytes) -> bytes:
-    """The profile's bytes with keys sorted and the processing time left out.
+def blob(text: str) -> bytes:
+    """The bytes of a msgpack within a msgpack, as `unpack` gives it."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def unfold(profile: bytes) -> dict[str, Any]:
+    """A stored profile with flat lists as maps, the form in which people and tests think of it:
+    facet -> [half_life_ms, {label: [w, t, n, model, [id, ...]]}],
+    products -> {sku: [orders, quantity, ts, description]}.
+    """
+    content: dict[str, Any] = unpack(profile)
+    for source in content["s"].values():
+        for facet, flat in source.get("l", {}).items():
+            labels = {}
+            for at in range(1, len(flat), 2):
+                w, t, n, model, ids = unpack(blob(flat[at + 1]))
+                labels[flat[at]] = [w, t, n, model, ids.split("\n") if ids else []]
+            source["l"][facet] = [flat[0], labels]
+    orders = content.get("o")
+    if orders and "p" in orders:
+        flat = unpack(blob(orders["p"]))
+        orders["p"] = {
+            flat[at]: [flat[at + 1], *unpack(blob(flat[at + 2]))] for at in range(0, len(flat), PRODUCT_FIELDS)
+        }
+    return content
+
+
+def canonical(unfolded: dict[str, Any]) -> bytes:
+    """An unfolded profile as bytes, keys sorted and the processing time left out.
 
     Lua writes maps in the order of its hash table, which says nothing about a customer; two
     profiles are the same if these bytes are.
@@ -101,6 +140,4 @@ def canonical(profile: bytes) -> bytes:
             return int(value)
         return value
 
-    content = unpack(profile)
-    content.pop("u", None)
-    return pack(ordered(content))
+    return pack(ordered({key: value for key, value in unfolded.items() if key != "u"}))
