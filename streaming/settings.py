@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     dead_letter_topic: str = "dead-letters"
     partitions: int = Field(4, ge=1, le=10_000, description="of topics that limner creates")
     replication: int = Field(1, ge=1, le=15, description="of topics that limner creates")
-    session_timeout_s: float = Field(6.0, ge=1, le=300, description="a worker silent for this long is replaced")
+    session_timeout_s: float = Field(6.0, ge=6, le=300, description="a worker silent for this long is replaced")
 
     # Store
     redis: Annotated[str, AfterValidator(_known_scheme)] = "redis://127.0.0.1:6379/0"

@@ -1,0 +1,127 @@
+"""The Faust application of a worker: one agent a source, concurrency 1, whole batches acknowledged in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import faust
+import redis.asyncio
+from faust.exceptions import ConsumerNotStarted
+
+from streaming import logs, metrics
+from streaming.agents import health, take
+from streaming.agents.settle import DependencyGone, Settler
+from streaming.events.types import Position, Record, Source
+from streaming.intake.producer import producer
+from streaming.pipeline import Scorer
+from streaming.profiles.store import ProfileStore
+from streaming.settings import Settings
+
+log = logs.get("limner.worker")
+
+# Events that one partition may have waiting in memory; records are up to 1 MB, batches a few hundred.
+_BUFFER = 2_048
+
+
+def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> faust.App:
+    """Wire topics, agents and store. `epochs` names the incarnation of each source topic (see `Position`)."""
+    app = faust.App(
+        settings.group,
+        broker=[f"aiokafka://{address.strip()}" for address in settings.kafka.split(",")],
+        web_enabled=False,
+        autodiscover=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,  # `limner topics` makes them; a worker that made them would hide a wrong address
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=min(1.0, settings.session_timeout_s / 3),
+        broker_commit_interval=0.5,
+        broker_max_poll_interval=max(300.0, 2 * settings.store_patience_s),
+        stream_buffer_maxsize=_BUFFER,
+        stream_wait_empty=False,
+        consumer_max_fetch_size=max(settings.max_record_bytes * 2, 4 * 1_048_576),
+        worker_redirect_stdouts=False,
+        producer_acks=-1,
+    )
+    # The clients are made inside the loop that uses them.
+    parts: dict[str, Any] = {}
+
+    async def settler(source: Source) -> Settler:
+        if "store" not in parts:
+            client = redis.asyncio.from_url(
+                settings.redis, socket_timeout=settings.store_timeout_s, socket_connect_timeout=settings.store_timeout_s
+            )
+            parts["store"] = ProfileStore(client, settings.namespace)
+            parts["producer"] = producer(settings)
+        if source not in parts:
+            parts[source] = Settler(source, settings, scorer, parts["store"], parts["producer"])
+        it: Settler = parts[source]
+        return it
+
+    def agent(source: Source, topic: str, most: int, within_ms: float) -> None:
+        async def consume(stream: Any) -> None:
+            mine = await settler(source)
+            async for events in take.batches(stream, most, within_ms / 1000):
+                records = [record_of(event.message, epochs[topic]) for event in events]
+                try:
+                    await mine.settle(records)
+                except DependencyGone as error:
+                    # Nothing of this batch is acknowledged; whoever starts the worker again repeats it.
+                    log.critical("ending the worker", error=str(error))
+                    os._exit(1)
+                for event in events:
+                    await stream.ack(event)
+
+        app.agent(
+            app.topic(topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"),
+            name=f"limner.{source}",
+            concurrency=1,
+        )(consume)
+
+    agent("order", settings.order_topic, settings.order_batch, settings.order_within_ms)
+    agent("chat", settings.chat_topic, settings.chat_batch, settings.chat_within_ms)
+
+    measured: set[Any] = set()
+
+    def assignment() -> set[Any]:
+        try:
+            found: set[Any] = app.consumer.assignment()
+        except ConsumerNotStarted:
+            return set()
+        return found
+
+    async def measure_lag() -> None:
+        assigned = assignment()
+        for tp in measured - assigned:
+            metrics.LAG.remove(tp.topic, tp.partition)
+            measured.discard(tp)
+        for tp in assigned:
+            highwater = app.consumer.highwater(tp)
+            if highwater is not None:
+                done = app.consumer._committed_offset.get(tp) or 0
+                metrics.LAG.labels(tp.topic, tp.partition).set(max(0, highwater - done))
+                measured.add(tp)
+
+    app.timer(1.0)(measure_lag)
+
+    def missing() -> str:
+        return "" if app.started and assignment() else "no partitions assigned yet"
+
+    port = health.serve(settings.metrics_port, missing)
+    log.info("worker starts", metrics=f"http://127.0.0.1:{port}/metrics", model=scorer.version, group=settings.group)
+    return app
+
+
+def record_of(message: Any, epoch: str) -> Record:
+    """A Faust message as the core knows it."""
+    headers = message.headers or ()
+    pairs = headers.items() if isinstance(headers, dict) else headers
+    return Record(
+        Position(message.topic, message.partition, epoch, message.offset),
+        message.key,
+        message.value,
+        tuple((name, content or b"") for name, content in pairs),
+        int(message.timestamp * 1000),
+    )

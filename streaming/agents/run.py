@@ -1,0 +1,27 @@
+"""A worker process: from settings and a scorer to a running Faust worker."""
+
+from __future__ import annotations
+
+import mode.loop
+
+mode.loop.use("uvloop")  # before Faust makes its loop; `App(loop="uvloop")` crashes
+
+import faust  # noqa: E402
+
+from streaming import kafka_admin  # noqa: E402
+from streaming.agents import app  # noqa: E402
+from streaming.pipeline import Scorer  # noqa: E402
+from streaming.settings import Settings  # noqa: E402
+
+
+def run(settings: Settings, scorer: Scorer) -> None:
+    """Consume until SIGTERM or SIGINT, then finish the batch in hand and leave the group. Ends the process.
+
+    Raises:
+        BrokerUnavailable, LimnerError: no broker, or a source topic is missing.
+    """
+    epochs = kafka_admin.topic_epochs(settings, [settings.chat_topic, settings.order_topic])
+    worker = faust.Worker(
+        app.create(settings, scorer, epochs), loglevel=settings.log_level.upper(), redirect_stdouts=False
+    )
+    worker.execute_from_commandline()
