@@ -1,0 +1,92 @@
+"""The body of POST /v1/events, checked event by event as the worker would."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import msgspec
+
+from streaming.errors import InvalidEvent
+from streaming.events import Event, Limits, Position, Record, Source, decode
+from streaming.lookup.problems import decode_body
+from streaming.lookup.sender import Message
+from streaming.lookup.shapes import EventResult
+from streaming.settings import Settings
+
+# One acknowledgement of Kafka covers them all; at 4 KB each they fill a body.
+MAX_EVENTS = 1_000
+
+# Kafka counts key, headers and framing to a record's size: an id has up to 512 bytes, framing some 70.
+RECORD_OVERHEAD = 600
+
+
+class _Body(msgspec.Struct):
+    events: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_EVENTS)] | None = None
+
+
+class _Peek(msgspec.Struct):
+    kind: Any = None
+    event_id: Any = None
+    text: Any = None
+    lines: Any = None
+
+
+def take(body: bytes, settings: Settings) -> tuple[list[EventResult], list[Message]]:
+    """What becomes of each event, in order, and what goes to Kafka: the bytes of each good event as they came.
+
+    Raises:
+        ProblemError: the body as a whole is not one event or {"events": [...]}.
+    """
+    items = decode_body(body, _Body).events
+    limits = Limits(
+        max_record_bytes=settings.max_record_bytes - RECORD_OVERHEAD,
+        max_future_ms=int(settings.max_future_s * 1000),
+    )
+    now_ms = time.time_ns() // 1_000_000
+    results: list[EventResult] = []
+    messages: list[Message] = []
+    for index, item in enumerate([body] if items is None else map(bytes, items)):
+        event_id = None
+        try:
+            peek = _peek(item)
+            event_id = peek.event_id if isinstance(peek.event_id, str) else None
+            source = _source(peek)
+            topic = settings.chat_topic if source == "chat" else settings.order_topic
+            event = _event(item, source, topic, limits, now_ms)
+        except InvalidEvent as error:
+            results.append(EventResult(index, "rejected", event_id=event_id, reason=error.reason, detail=error.detail))
+        else:
+            results.append(EventResult(index, "accepted", event_id=event.event_id))
+            messages.append(Message(topic, event.customer_id.encode(), item))
+    return results, messages
+
+
+def _peek(item: bytes) -> _Peek:
+    try:
+        return msgspec.json.decode(item, type=_Peek)
+    except msgspec.ValidationError:
+        raise InvalidEvent("invalid", "Expected an object, the event") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _Peek(kind="chat")  # `decode` says what is wrong with it, whichever it is
+
+
+def _source(peek: _Peek) -> Source:
+    if peek.kind is None and (peek.text is None) == (peek.lines is None):
+        raise InvalidEvent("invalid", "kind: Expected one of chat, order, or one of the fields `text` and `lines`")
+    match peek.kind or ("chat" if peek.lines is None else "order"):
+        case "chat":
+            return "chat"
+        case "order":
+            return "order"
+    raise InvalidEvent("invalid", "kind: Expected one of chat, order")
+
+
+def _event(item: bytes, source: Source, topic: str, limits: Limits, now_ms: int) -> Event:
+    record = Record(Position(topic, -1, "", -1), None, item, (), now_ms)  # it stands nowhere yet
+    events, refused = decode(record, source, limits, now_ms)
+    for letter in refused:
+        raise InvalidEvent(letter.reason, letter.detail)
+    if len(events) != 1:  # an envelope's events can be of several customers; a record has one key
+        raise InvalidEvent("invalid", f"Expected one event, got an envelope of {len(events)}")
+    return events[0]
