@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
 
-import faust
 import redis.asyncio
 from faust.exceptions import ConsumerNotStarted
 
 from streaming import logs, metrics
 from streaming.agents import health, take
 from streaming.agents.settle import DependencyGone, Settler
+from streaming.agents.transport import App
 from streaming.events.types import Position, Record, Source
 from streaming.intake.producer import producer
-from streaming.pipeline import Scorer
+from streaming.pipeline import Outcome, Scorer
 from streaming.profiles.store import ProfileStore
 from streaming.settings import Settings
 
 log = logs.get("limner.worker")
+T = TypeVar("T")
 
 # Events that one partition may have waiting in memory; records are up to 1 MB, batches a few hundred.
 _BUFFER = 2_048
 
 
-def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> faust.App:
+def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> App:
     """Wire topics, agents and store. `epochs` names the incarnation of each source topic (see `Position`)."""
-    app = faust.App(
+    app = App(
         settings.group,
         broker=[f"aiokafka://{address.strip()}" for address in settings.kafka.split(",")],
         web_enabled=False,
@@ -63,16 +65,14 @@ def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> fau
     def agent(source: Source, topic: str, most: int, within_ms: float) -> None:
         async def consume(stream: Any) -> None:
             mine = await settler(source)
+            merging: asyncio.Task[None] | None = None
             async for events in take.batches(stream, most, within_ms / 1000):
                 records = [record_of(event.message, epochs[topic]) for event in events]
-                try:
-                    await mine.settle(records)
-                except DependencyGone as error:
-                    # Nothing of this batch is acknowledged; whoever starts the worker again repeats it.
-                    log.critical("ending the worker", error=str(error))
-                    os._exit(1)
-                for event in events:
-                    await stream.ack(event)
+                outcome = await _or_end(mine.prepare(records))
+                # One batch merges in Redis while the next one is processed here; merges stay in order.
+                if merging:
+                    await merging
+                merging = asyncio.create_task(_or_end(_merge_and_acknowledge(mine, records, outcome, events)))
 
         app.agent(
             app.topic(topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"),
@@ -112,6 +112,21 @@ def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> fau
     port = health.serve(settings.metrics_port, missing)
     log.info("worker starts", metrics=f"http://127.0.0.1:{port}/metrics", model=scorer.version, group=settings.group)
     return app
+
+
+async def _merge_and_acknowledge(mine: Settler, records: list[Record], outcome: Outcome, events: list[Any]) -> None:
+    await mine.merge(records, outcome)
+    for event in events:
+        event.ack()
+
+
+async def _or_end(step: Coroutine[Any, Any, T]) -> T:
+    """Nothing of a batch is acknowledged before it is settled, so whoever starts the worker again repeats it."""
+    try:
+        return await step
+    except DependencyGone as error:
+        log.critical("ending the worker", error=str(error))
+        os._exit(1)
 
 
 def record_of(message: Any, epoch: str) -> Record:

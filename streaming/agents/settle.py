@@ -1,4 +1,4 @@
-"""A batch until it is settled: process, publish, merge, in this order. Acknowledging is the caller's, after.
+"""A batch until it is settled: `prepare` (process, publish), then `merge`. Acknowledging is the caller's, after.
 
 A crash anywhere repeats work and changes nothing twice. Nothing escapes but `DependencyGone`: a poison record
 is found by bisection and becomes a dead letter, a store or broker that is away is waited for.
@@ -52,8 +52,8 @@ class Settler:
     def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"settle-{self.source}")
 
-    async def settle(self, records: Sequence[Record]) -> None:
-        """Returns when every record of `records` is merged or a dead letter.
+    async def prepare(self, records: Sequence[Record]) -> Outcome:
+        """Process `records` and publish what came of them, in the source's thread.
 
         Raises:
             DependencyGone: see there.
@@ -63,17 +63,18 @@ class Settler:
         outcome = await loop.run_in_executor(self._thread, self._process, records)
         with metrics.STAGE_SECONDS.labels(self.source, "publish").time():
             await self._insist(lambda: loop.run_in_executor(self._thread, self._publish, outcome))
+        return outcome
+
+    async def merge(self, records: Sequence[Record], outcome: Outcome) -> None:
+        """Merge what was published of `records`. Of one source, calls must not overlap: the fence wants order.
+
+        Raises:
+            DependencyGone: see there.
+        """
         with metrics.STAGE_SECONDS.labels(self.source, "merge").time():
             refused = await self._insist(lambda: self._merge(outcome))
         if refused:
-            by_offset = {record.position: record for record in records}
-            dead = [
-                DeadLetter(by_offset[position], "refused", words, by_offset[position].value)
-                for delta, words in refused
-                for position in delta.positions
-            ]
-            await self._insist(lambda: loop.run_in_executor(self._thread, self._publish, Outcome([], dead, 0)))
-            outcome.dead.extend(dead)
+            outcome = await self._bury(records, outcome, refused)
         self._count(records, outcome)
 
     def close(self) -> None:
@@ -117,6 +118,18 @@ class Settler:
         except MergeRefused as error:
             return error.deltas
         return []
+
+    async def _bury(self, records: Sequence[Record], outcome: Outcome, refused: Sequence[tuple[Delta, str]]) -> Outcome:
+        """Make dead letters of the records whose deltas the store refused."""
+        by_position = {record.position: record for record in records}
+        dead = [
+            DeadLetter(by_position[position], "refused", words, by_position[position].value)
+            for delta, words in refused
+            for position in delta.positions
+        ]
+        loop = asyncio.get_running_loop()
+        await self._insist(lambda: loop.run_in_executor(self._thread, self._publish, Outcome([], dead, 0)))
+        return Outcome(outcome.deltas, outcome.dead + dead, outcome.events - len(dead))
 
     def _count(self, records: Sequence[Record], outcome: Outcome) -> None:
         now_ms = self.now_ms()

@@ -45,20 +45,20 @@ def feed(
     Raises:
         BrokerUnavailable: Kafka did not take an event.
     """
-    events = _read()
+    demo = events()
     topics = {"chat": settings.chat_topic, "order": settings.order_topic}
     started = time.monotonic()
-    shift = round(time.time() * 1000) - events[-1]["ts"]
+    shift = round(time.time() * 1000) - demo[-1]["ts"]
     sender = Sender(settings)
     sent = 0
-    while sent < len(events) and not stop.wait(BURST_S if sent else 0):
-        due = min(len(events), 1 + int((time.monotonic() - started) * events_per_s))
-        for event in events[sent:due]:
+    while sent < len(demo) and not stop.wait(BURST_S if sent else 0):
+        due = min(len(demo), 1 + int((time.monotonic() - started) * events_per_s))
+        for event in demo[sent:due]:
             value = msgspec.json.encode(event | {"ts": event["ts"] + shift})
             sender.send(topics[kind_of(value)], event["customer_id"], value)
         sent = due
         if on_sent:
-            on_sent(sent, len(events))
+            on_sent(sent, len(demo))
     sender.flush()
     return sent
 
@@ -66,11 +66,12 @@ def feed(
 def sample_customers(n: int) -> list[str]:
     """Ids of customers worth looking at: many orders and many chats, the richest first."""
     orders, chats = Counter[str](), Counter[str]()
-    for event in _read():
+    for event in events():
         (orders if "lines" in event else chats)[event["customer_id"]] += 1
     return sorted(orders, key=lambda customer: (-orders[customer] * chats[customer], customer))[:n]
 
 
-def _read() -> list[dict[str, Any]]:
+def events() -> list[dict[str, Any]]:
+    """The demo's chats and orders as they are shipped, in time order."""
     with gzip.open(EVENTS_FILE) as file:
         return [msgspec.json.decode(line) for line in file]
