@@ -1,0 +1,266 @@
+"""One worker's events/s beside a raw loop over the same records, and how soon events are visible at 70 % load.
+
+The raw loop is aiokafka's `getmany` and the same pipelined merge script on deltas made beforehand, one a record:
+no decoding, no scrubbing, no model, no deltas published, no offsets committed. It is what the stream could not
+possibly beat with these clients. Orders are the demo's real ones, many times over for as many customers; chats
+are its real messages, each made different, so that none is answered from the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import confluent_kafka
+import msgspec
+import redis
+import redis.asyncio
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import TopicPartition
+
+from streaming import kafka_admin
+from streaming import settings as settings_module
+from streaming.demo.feed import events as demo_events
+from streaming.embedded.broker import Broker
+from streaming.embedded.processes import Child, free_port
+from streaming.embedded.readings import get, read
+from streaming.embedded.store import Store
+from streaming.events.types import Source
+from streaming.intake.producer import producer
+from streaming.profiles import schema
+from streaming.profiles.delta import Delta
+from streaming.profiles.keys import profile_key
+from streaming.profiles.store import ProfileStore
+from streaming.settings import Settings
+
+ORDERS, CHATS = 20_000, 1_500  # a round's backlog: several seconds of work each
+ROUNDS = 3  # stream and raw loop in turns, so that a drifting machine slows both alike
+LOAD = 0.7
+FRESH_S = 25.0  # of paced sending
+SAMPLES_PER_S = 20.0  # events whose profile is watched until it holds them
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    customer_id: str
+    value: bytes
+
+
+class Events:
+    """The demo's events again and again, each time of other customers."""
+
+    def __init__(self) -> None:
+        self._demo: dict[Source, list[dict[str, Any]]] = {"order": [], "chat": []}
+        for event in demo_events():
+            self._demo["order" if "lines" in event else "chat"].append(event)
+        self._used: dict[Source, int] = {"order": 0, "chat": 0}
+
+    def next(self, source: Source, count: int) -> list[Sent]:
+        demo, first = self._demo[source], self._used[source]
+        self._used[source] += count
+        return [self._one(source, *divmod(number, len(demo))) for number in range(first, first + count)]
+
+    def all_orders_once(self) -> list[Sent]:
+        return self.next("order", len(self._demo["order"]))
+
+    def _one(self, source: Source, again: int, index: int) -> Sent:
+        event = dict(self._demo[source][index])
+        event["event_id"] += f"/{again}"
+        event["customer_id"] += f"/{again}"
+        if source == "chat":
+            event["text"] += f" ({again}.{index})"
+        return Sent(event["customer_id"], msgspec.json.encode(event))
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    settings: Settings
+    client: confluent_kafka.Producer
+    metrics_port: int
+
+    def topic(self, source: Source) -> str:
+        return self.settings.order_topic if source == "order" else self.settings.chat_topic
+
+    def send(self, source: Source, events: Sequence[Sent]) -> None:
+        for event in events:
+            self.client.produce(self.topic(source), event.value, event.customer_id.encode())
+            self.client.poll(0)
+        self.client.flush(60)
+
+    def merged(self, source: Source) -> int:
+        reading = read([self.metrics_port])
+        return reading.events[source] if reading else 0
+
+    def wait_merged(self, source: Source, total: int) -> list[tuple[float, int]]:
+        """(time, events merged so far) five times a second, until `total`."""
+        seen: list[tuple[float, int]] = []
+        while not seen or seen[-1][1] < total:
+            seen.append((time.perf_counter(), self.merged(source)))
+            time.sleep(0.2)
+        return seen
+
+    def stream_rate(self, worker: Child, source: Source, events: Sequence[Sent]) -> float:
+        """Events/s between a tenth and nine tenths of a backlog."""
+        before = self.merged(source)
+        os.kill(worker.pid, signal.SIGSTOP)  # the backlog's sending is not what is measured
+        self.send(source, events)
+        os.kill(worker.pid, signal.SIGCONT)
+        seen = self.wait_merged(source, before + len(events))
+        middle = [it for it in seen if 0.1 <= (it[1] - before) / len(events) <= 0.9]
+        first, last = (middle[0], middle[-1]) if len(middle) > 1 else (seen[0], seen[-1])
+        return (last[1] - first[1]) / (last[0] - first[0])
+
+    def visible_after_ms(self, source: Source, events: Sequence[Sent], per_s: float) -> list[float]:
+        """Send at a steady pace; for a sample, the time from Kafka's record time to seeing it in Redis."""
+        watch = _Watch(self.settings)
+        every = max(1, round(per_s / SAMPLES_PER_S))
+        started = time.perf_counter()
+        for number, event in enumerate(events):
+            time.sleep(max(0.0, started + number / per_s - time.perf_counter()))
+            delivered = watch.delivered if number % every == 0 else None
+            self.client.produce(self.topic(source), event.value, event.customer_id.encode(), on_delivery=delivered)
+            self.client.poll(0)
+        self.client.flush(60)
+        return watch.end()
+
+
+class _Watch:
+    """Looks at the profiles of sampled events every two milliseconds, in a thread, until they hold the event."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._epochs = kafka_admin.topic_epochs(settings, [settings.order_topic, settings.chat_topic])
+        self._waiting: list[tuple[bytes, str, int, int]] = []
+        self._found: list[float] = []
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def delivered(self, error: Any, message: Any) -> None:
+        if error is None:
+            fence = f"{message.topic()}/{message.partition()}/{self._epochs[message.topic()]}"
+            key = profile_key(self._settings.namespace, message.key().decode())
+            self._waiting.append((key, fence, message.offset(), message.timestamp()[1]))
+
+    def end(self) -> list[float]:
+        self._ending.set()
+        self._thread.join()
+        return self._found
+
+    def _look(self) -> None:
+        with redis.Redis.from_url(self._settings.redis) as client:
+            while self._waiting or not self._ending.is_set():
+                waiting = list(self._waiting)
+                profiles = client.mget([key for key, *_ in waiting]) if waiting else []
+                now = time.time() * 1000
+                for it, profile in zip(waiting, profiles, strict=True):
+                    _, fence, offset, timestamp = it
+                    if profile is not None and schema.unpack(profile)["f"].get(fence, -1) >= offset:
+                        self._found.append(now - timestamp)
+                        self._waiting.remove(it)
+                time.sleep(0.002)
+
+
+def single_deltas(settings: Settings, topic: str) -> dict[tuple[int, int], Delta]:
+    """(partition, offset) -> a delta of that record alone, from what the worker published."""
+    client = confluent_kafka.Consumer(
+        {"bootstrap.servers": settings.kafka, "group.id": "bench-deltas", "enable.auto.commit": False}
+    )
+    partitions = client.list_topics(settings.delta_topic, timeout=10).topics[settings.delta_topic].partitions
+    client.assign(
+        [confluent_kafka.TopicPartition(settings.delta_topic, p, confluent_kafka.OFFSET_BEGINNING) for p in partitions]
+    )
+    result: dict[tuple[int, int], Delta] = {}
+    while messages := client.consume(5_000, timeout=2.0):
+        for message in messages:
+            content = schema.unpack(message.value())
+            of_topic, partition, _ = content["f"].rsplit("/", 2)
+            if of_topic == topic:
+                for entry in content["e"]:
+                    data = schema.pack({**content, "e": [entry]})
+                    result[int(partition), entry[0]] = Delta.from_bytes(data)
+    client.close()
+    return result
+
+
+async def raw_rate(settings: Settings, topic: str, deltas: dict[tuple[int, int], Delta]) -> float:
+    store_client = redis.asyncio.from_url(settings.redis)
+    store = ProfileStore(store_client, f"raw{time.monotonic_ns()}")
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka, auto_offset_reset="earliest")
+    await consumer.start()
+    partitions = [TopicPartition(topic, p) for p in range(settings.partitions)]
+    consumer.assign(partitions)
+    await consumer.seek_to_beginning(*partitions)
+    done, started = 0, time.perf_counter()
+    while done < len(deltas):
+        batches = await consumer.getmany(timeout_ms=1000, max_records=settings.order_batch)
+        for records in batches.values():
+            await store.merge([deltas[record.partition, record.offset] for record in records])
+            done += len(records)
+    rate = done / (time.perf_counter() - started)
+    await consumer.stop()
+    await store_client.aclose()
+    return rate
+
+
+def start_worker(settings: Settings, port: int) -> Child:
+    environment = {
+        "LIMNER_KAFKA": settings.kafka,
+        "LIMNER_REDIS": settings.redis,
+        "LIMNER_PACKS": json.dumps(settings.packs),
+        "LIMNER_METRICS_PORT": str(port),
+        "LIMNER_SESSION_TIMEOUT_S": str(settings.session_timeout_s),
+    }
+    worker = Child("worker", [sys.executable, "-m", "streaming.cli", "worker"], env=environment, in_own_folder=False)
+    worker.wait_ready(lambda: get(port, "/ready")[0] == 200, timeout_s=120)
+    return worker
+
+
+def _quantiles(values: Sequence[float], name: str) -> dict[str, float]:
+    cuts = statistics.quantiles(values, n=100)
+    return {f"{name}_fresh_p50_ms": round(cuts[49], 1), f"{name}_fresh_p99_ms": round(cuts[98], 1)}
+
+
+def run() -> dict[str, Any]:
+    with Store.start() as store, Broker.start() as broker:
+        settings = settings_module.load(
+            kafka=broker.bootstrap, redis=store.url, packs=["ecommerce", "finance"], session_timeout_s=15.0
+        )
+        kafka_admin.ensure_topics(settings)
+        port = free_port()
+        bench = Bench(settings, producer(settings), port)
+        events = Events()
+        with start_worker(settings, port) as worker:
+            warm = events.all_orders_once()  # a shop's descriptions repeat: a worker sees each new one once
+            bench.send("order", warm)
+            bench.wait_merged("order", len(warm))
+            rates = [bench.stream_rate(worker, "order", events.next("order", ORDERS)) for _ in range(ROUNDS)]
+            orders_per_s = statistics.median(rates)
+            per_s = LOAD * orders_per_s
+            order_ms = bench.visible_after_ms("order", events.next("order", round(per_s * FRESH_S)), per_s)
+            bench.wait_merged("chat", 0)
+            chats_per_s = bench.stream_rate(worker, "chat", events.next("chat", CHATS))
+            per_s = LOAD * chats_per_s
+            chat_ms = bench.visible_after_ms("chat", events.next("chat", round(per_s * FRESH_S)), per_s)
+        deltas = single_deltas(settings, settings.order_topic)
+        raw = [asyncio.run(raw_rate(settings, settings.order_topic, deltas)) for _ in range(ROUNDS)]
+    raw_per_s = statistics.median(raw)
+    return {
+        "orders_per_s": round(orders_per_s),
+        "raw_orders_per_s": round(raw_per_s),
+        "orders_ratio": round(orders_per_s / raw_per_s, 3),
+        "chats_per_s": round(chats_per_s, 1),
+        **_quantiles(order_ms, "orders"),
+        **_quantiles(chat_ms, "chats"),
+        "samples": {"orders": len(order_ms), "chats": len(chat_ms)},
+        "load": LOAD,
+    }
