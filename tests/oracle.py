@@ -87,11 +87,15 @@ def _apply_order(profile: dict[str, Any], order: Order, texts: Sequence[str]) ->
     totals["q"] += sum(line.quantity for line in order.lines)
     totals["k"] += len(order.lines)
     money[0] += value
-    bought: dict[str, tuple[float, str]] = {}
-    for line, text in zip(order.lines, texts, strict=True):
-        quantity, first = bought.get(line.sku, (0, text))
-        bought[line.sku] = (quantity + line.quantity, first)
-    for sku, (quantity, text) in sorted(bought.items(), key=lambda item: -item[1][0])[: schema.PRODUCTS]:
+    skus = list(dict.fromkeys(line.sku for line in order.lines))
+
+    def spent(sku: str) -> int:
+        return sum(round(it.quantity * it.unit_price * MONEY) for it in order.lines if it.sku == sku)
+
+    dearest = sorted(skus, key=spent, reverse=True)[: schema.ORDER_PRODUCTS]
+    for sku in (sku for sku in skus if sku in dearest):
+        quantity = sum(line.quantity for line in order.lines if line.sku == sku)
+        text = next(text for line, text in zip(order.lines, texts, strict=True) if line.sku == sku)
         products = totals.setdefault("p", {})
         text = text[: schema.DESCRIPTION_CHARS]
         if sku in products:

@@ -11,6 +11,8 @@ from streaming import settings as settings_module
 @click.command()
 def worker() -> None:
     """Consume events and keep profiles current. Start as many as there are partitions; they share the work."""
+    import prometheus_client
+
     from model import Engine
     from streaming import metrics
     from streaming.agents.run import run
@@ -25,5 +27,6 @@ def worker() -> None:
         cache_mb=settings.cache_mb,
         threads=settings.torch_threads,
     )
+    prometheus_client.REGISTRY.register(metrics.TextCache(engine.stats))
     metrics.MODEL_INFO.labels(engine.version, engine.device).set(1)
     run(settings, engine)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from streaming.events.types import MONEY, Event, Order, Position, Source
-from streaming.profiles.schema import DELTA_VERSION, DESCRIPTION_CHARS, PRODUCTS, pack, ring_id, unpack
+from streaming.profiles.schema import DELTA_VERSION, DESCRIPTION_CHARS, ORDER_PRODUCTS, pack, ring_id, unpack
 
 
 class LabelRef(Protocol):
@@ -115,17 +115,21 @@ def _bounded(groups: dict[Key, list[Scored]]) -> Iterator[tuple[Key, list[Scored
 
 
 def _order_part(order: Order, descriptions: Sequence[str]) -> list[Any]:
-    products: dict[str, list[Any]] = {}
     value = 0
     items = 0.0
+    spent: dict[str, int] = {}
     for line in order.lines:
-        value += round(line.quantity * line.unit_price * MONEY)
+        of_line = round(line.quantity * line.unit_price * MONEY)
+        value += of_line
         items += line.quantity
-    for line, description in zip(order.lines, descriptions, strict=False):  # no texts: not placed, no products
-        product = products.get(line.sku)
-        if product is None:
-            products[line.sku] = [line.sku, line.quantity, description[:DESCRIPTION_CHARS]]
-        else:
-            product[1] += line.quantity
-    most = sorted(products.values(), key=lambda product: -product[1])[:PRODUCTS]
-    return [order.status, order.currency, value, items, len(order.lines), most]
+        spent[line.sku] = spent.get(line.sku, 0) + of_line
+    products: list[list[Any]] = []
+    if descriptions:  # none: not placed, nothing bought
+        dearest = set(sorted(spent, key=lambda sku: -spent[sku])[:ORDER_PRODUCTS])
+        by_sku: dict[str, list[Any]] = {}
+        for line, description in zip(order.lines, descriptions, strict=True):
+            if line.sku in dearest:
+                product = by_sku.setdefault(line.sku, [line.sku, 0, description[:DESCRIPTION_CHARS]])
+                product[1] += line.quantity
+        products = list(by_sku.values())
+    return [order.status, order.currency, value, items, len(order.lines), products]

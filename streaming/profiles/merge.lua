@@ -11,6 +11,7 @@ local LN2 = math.log(2)
 
 local delta, profile, source -- of the customer at hand
 local products -- unpacked when an order comes
+local refusal -- why the delta can't be merged
 
 -- log2 of a sum, in half-lives since the epoch: comparable between any two times
 local function absolute(w, t, half_life)
@@ -133,8 +134,17 @@ local function add_order(order, ts)
   local status, currency, value = order[1], order[2], order[3]
   local all = profile.o or {n = 0, c = 0, r = 0, q = 0, k = 0, m = {}}
   profile.o = all
-  local money = all.m[currency] or {0, 0, 0}
-  all.m[currency] = money
+  local money = all.m[currency]
+  if not money then
+    local known = 0
+    for _ in pairs(all.m) do known = known + 1 end
+    if known >= MAX_CURRENCIES then
+      refusal = 'orders of one customer in more than ' .. MAX_CURRENCIES .. ' currencies'
+      return
+    end
+    money = {0, 0, 0}
+    all.m[currency] = money
+  end
   if status == 'placed' then
     all.n = all.n + 1
     if not all.a or ts < all.a then all.a = ts end
@@ -257,7 +267,8 @@ local function merge(key, bytes)
   else
     profile = {v = PROFILE_VERSION, id = delta.id, f = {}, s = {}}
   end
-  source, products = profile.s[delta.src] or {n = 0, r = ''}, nil
+  source = profile.s[delta.src] or {n = 0, r = ''}
+  products, refusal = nil, nil
 
   local fence = profile.f[delta.f] or -1
   local highest = fence
@@ -279,6 +290,8 @@ local function merge(key, bytes)
       end
     end
   end
+
+  if refusal then return refuse(refusal) end
 
   local size = stored and #stored or 0
   if highest > fence then

@@ -17,8 +17,8 @@ unchanged, to the merge script: a store can be rebuilt from the topic alone.
                 evidence  flat list: index into l, probability, index, probability, ...
                 order     absent for chats, else
                           [status, currency, value, items, lines, products], value in 1/MONEY units,
-                          products: [[sku, quantity, description], ...], each sku once, of an order placed,
-                          the PRODUCTS of largest quantity
+                          products: [[sku, quantity, description], ...] of an order placed, each sku once,
+                          the ORDER_PRODUCTS on which most was spent
 
 Profile, a map; the merge script (`merge.lua`) writes it, `view` reads it.
 
@@ -74,9 +74,13 @@ PROVENANCE = 3
 # A profile lists what a person keeps buying; 16 covers it and stays below 1 KB.
 PRODUCTS = 16
 DESCRIPTION_CHARS = 40
+# Of one order. A wholesale order of 20 lines would push out all that the profile holds, and half of itself.
+ORDER_PRODUCTS = 6
 # Strongest labels kept in one facet of one source; packs have 10 to 40, of which a customer shows a few.
 LABELS_PER_FACET = 32
 PRODUCT_FIELDS = 3
+# Sums of money can't be dropped, so their number is bounded: nobody shops in more; a program might.
+MAX_CURRENCIES = 16
 # The cap on a profile. What goes first: provenance of all but the 8 strongest labels of each facet,
 # then the weaker half of the labels, then the smaller half of the products. Fences never go.
 MAX_PROFILE_BYTES = 16_384
