@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import confluent_kafka
 import redis
 
 from streaming import kafka_admin
-from streaming.events import Limits, Position, Record, Source
+from streaming.embedded.processes import Child, free_port
+from streaming.embedded.readings import get
+from streaming.events import Limits, Position, Record, Source, decode
 from streaming.intake.producer import producer
 from streaming.profiles import schema
 from streaming.profiles.delta import Scored
@@ -42,6 +46,19 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
     names = ("kafka", "redis", "group", "namespace", "chat_topic", "order_topic", "delta_topic", "dead_letter_topic",
              "session_timeout_s")  # fmt: skip
     return {f"LIMNER_{name.upper()}": str(getattr(settings, name)) for name in names} | more
+
+
+def start_worker(environment: dict[str, str]) -> Child:
+    """A worker with the exact scorer, once it has its partitions."""
+    port = free_port()
+    worker = Child(
+        "worker",
+        [sys.executable, "-m", "tests.chaos.hash_worker"],
+        env={**environment, "LIMNER_METRICS_PORT": str(port), "PYTHONPATH": str(Path.cwd())},
+        in_own_folder=False,
+    )
+    worker.wait_ready(lambda: get(port, "/ready")[0] == 200, timeout_s=60)
+    return worker
 
 
 def events(source: Source, count: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -88,7 +105,6 @@ class Sending:
     def __post_init__(self) -> None:
         self._failures: list[str] = []
         kafka_admin.ensure_topics(self.settings)
-        self._epochs = kafka_admin.topic_epochs(self.settings, [self.settings.order_topic, self.settings.chat_topic])
         self._threads = [
             threading.Thread(target=self._send, args=("order", self.settings.order_topic, self.orders)),
             threading.Thread(target=self._send, args=("chat", self.settings.chat_topic, self.chats)),
@@ -115,20 +131,32 @@ class Sending:
             thread.join()
         assert not self._failures
 
-    def expected(self) -> dict[str, dict[str, Any]]:
-        """The oracle's profiles."""
-        limits = Limits(max_record_bytes=1_048_576, max_future_ms=300_000)
-        now = time.time_ns() // 1_000_000
-        sent: list[tuple[Source, str, int]] = [
-            ("order", self.settings.order_topic, self.orders),
-            ("chat", self.settings.chat_topic, self.chats),
-        ]
-        items: list[Scored] = []
-        for source, topic, count in sent:
-            records = read_all(self.settings, topic, self._epochs[topic])
-            assert len(records) == count
-            items += scored(records, source, SCORER, limits, now)
-        return oracle.profiles(items, SCORER.label_refs, SCORER.version)
+    def expected(self) -> Expected:
+        return expected(self.settings, {"order": self.orders, "chat": self.chats})
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What must come of the records that stand in the source topics."""
+
+    profiles: dict[str, dict[str, Any]]  # the oracle's
+    events: int
+    dead: int
+
+
+def expected(settings: Settings, sent: dict[Source, int]) -> Expected:
+    topics: dict[Source, str] = {"order": settings.order_topic, "chat": settings.chat_topic}
+    epochs = kafka_admin.topic_epochs(settings, topics.values())
+    limits = Limits(max_record_bytes=settings.max_record_bytes, max_future_ms=int(settings.max_future_s * 1000))
+    now = time.time_ns() // 1_000_000
+    items: list[Scored] = []
+    dead = 0
+    for source, topic in topics.items():
+        records = read_all(settings, topic, epochs[topic])
+        assert len(records) == sent[source]
+        items += scored(records, source, SCORER, limits, now)
+        dead += sum(len(decode(record, source, limits, now)[1]) for record in records)
+    return Expected(oracle.profiles(items, SCORER.label_refs, SCORER.version), len(items), dead)
 
 
 def _place(record: Record) -> tuple[int, int]:
@@ -160,9 +188,9 @@ def read_all(settings: Settings, topic: str, epoch: str = "") -> list[Record]:
     return sorted(records, key=_place)
 
 
-def wait_until_settled(settings: Settings, wanted: dict[str, dict[str, Any]], timeout_s: float) -> None:
+def wait_until_settled(settings: Settings, wanted: Expected, timeout_s: float) -> None:
     """Until every profile's fence has reached the last record of each customer, which is what users wait for."""
-    fences = {customer: profile["f"] for customer, profile in wanted.items()}
+    fences = {customer: profile["f"] for customer, profile in wanted.profiles.items()}
     deadline = time.monotonic() + timeout_s
     with redis.Redis.from_url(settings.redis) as client:
         while True:
@@ -176,12 +204,12 @@ def wait_until_settled(settings: Settings, wanted: dict[str, dict[str, Any]], ti
             time.sleep(0.2)
 
 
-def assert_stored(settings: Settings, wanted: dict[str, dict[str, Any]]) -> None:
+def assert_stored(settings: Settings, wanted: Expected) -> None:
     """Every profile is as wanted, byte for byte, and there is no other."""
     with redis.Redis.from_url(settings.redis) as client:
         keys = set(client.scan_iter(f"{settings.namespace}:*:p", count=10_000))
-        assert sorted(keys) == sorted(profile_key(settings.namespace, customer) for customer in wanted)
-        for customer, profile in wanted.items():
+        assert sorted(keys) == sorted(profile_key(settings.namespace, customer) for customer in wanted.profiles)
+        for customer, profile in wanted.profiles.items():
             found = schema.unfold(client.get(profile_key(settings.namespace, customer)) or b"")
             same = schema.canonical(found) == schema.canonical(profile)
             assert same, f"{customer}: {oracle.difference(found, profile)}"

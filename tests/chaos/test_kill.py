@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from streaming.embedded.processes import Child, free_port
-from streaming.embedded.readings import get
 from tests.chaos import history
 
 # `make chaos` sets CHAOS=full: ten kills under 20,000 orders and 2,000 chats. `make test` runs the short form.
@@ -21,18 +17,6 @@ KILLS, ORDERS, CHATS = (10, 20_000, 2_000) if FULL else (2, 3_000, 300)
 SESSION_S = 6.0
 
 
-def start_worker(environment: dict[str, str]) -> Child:
-    port = free_port()
-    worker = Child(
-        "worker",
-        [sys.executable, "-m", "tests.chaos.hash_worker"],
-        env={**environment, "LIMNER_METRICS_PORT": str(port), "PYTHONPATH": str(Path.cwd())},
-        in_own_folder=False,
-    )
-    worker.wait_ready(lambda: get(port, "/ready")[0] == 200, timeout_s=60)
-    return worker
-
-
 @pytest.mark.timeout(900)
 def test_sigkill_loses_nothing_and_counts_nothing_twice(any_kafka: str, redis_url: str) -> None:
     settings = history.fresh_settings(any_kafka, redis_url, session_timeout_s=SESSION_S)
@@ -40,13 +24,13 @@ def test_sigkill_loses_nothing_and_counts_nothing_twice(any_kafka: str, redis_ur
     chance = random.Random(7)
     sending = history.Sending(settings, ORDERS, CHATS, seconds=KILLS * (SESSION_S + 3.0))
     for _ in range(KILLS):
-        worker = start_worker(environment)
+        worker = history.start_worker(environment)
         time.sleep(chance.uniform(0.3, 2.0))
         worker.kill()
         worker.stop()
     sending.join()
     wanted = sending.expected()
-    with start_worker(environment):
+    with history.start_worker(environment):
         history.wait_until_settled(settings, wanted, timeout_s=120)
     history.assert_stored(settings, wanted)
     assert history.read_all(settings, settings.dead_letter_topic) == []
