@@ -1,0 +1,1 @@
+"""What fits and measures models. Knows the model, and neither Kafka nor Redis."""
