@@ -14,6 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from model.files import default_cache_dir
 from streaming.errors import SettingsError
 
 TOML_FILE = "limner.toml"
@@ -23,11 +24,6 @@ def _known_scheme(url: str) -> str:
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("must start with redis://, rediss:// or unix://")
     return url
-
-
-def default_cache_dir() -> Path:
-    """Where converted models are kept: `$XDG_CACHE_HOME/limner`, else `~/.cache/limner`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limner"
 
 
 class Settings(BaseSettings):

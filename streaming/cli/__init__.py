@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from model.errors import ModelError
 from streaming.errors import LimnerError, SettingsError
 
 # name -> module of streaming.cli that holds a click command of the same name, and its one-line help
@@ -67,6 +68,6 @@ def main() -> None:
     except SettingsError as error:
         click.echo(f"limner: {error}", err=True)
         sys.exit(2)
-    except LimnerError as error:
+    except (LimnerError, ModelError) as error:
         click.echo(f"limner: {error}", err=True)
         sys.exit(1)

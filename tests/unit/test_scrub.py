@@ -176,7 +176,7 @@ def test_found_after_a_word(text: str, expected: str) -> None:
         ("+86 138 0013 8000 2件", "<PHONE> 2件"),
         ("Hi...john@example.com, thanks", "Hi...<EMAIL>, thanks"),
         ("手机13800138000，座机010-12345678", "手机<PHONE>，座机<PHONE>"),
-        ("a@b.co_c@d.com", "<EMAIL><EMAIL>"),
+        ("a@b.co_c@d.com, 13800138000.", "<EMAIL><EMAIL>, <PHONE>."),
         ("943 476 5919 (020) 7946 0958", "<ID> <PHONE>"),
         ("a\u200db john@example.com 👩‍👩‍👧", "a\u200db <EMAIL> 👩‍👩‍👧"),  # what is not replaced stays to the character
         ("１２件 13800138000", "１２件 <PHONE>"),
