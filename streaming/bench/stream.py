@@ -134,7 +134,7 @@ class Bench:
 
 
 class _Watch:
-    """Looks at the profiles of sampled events every two milliseconds, in a thread, until they hold the event."""
+    """Looks at the profiles of sampled events every five milliseconds, in a thread, until they hold the event."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -167,7 +167,7 @@ class _Watch:
                     if profile is not None and schema.unpack(profile)["f"].get(fence, -1) >= offset:
                         self._found.append(now - timestamp)
                         self._waiting.remove(it)
-                time.sleep(0.002)
+                time.sleep(0.005)
 
 
 def single_deltas(settings: Settings, topic: str) -> dict[tuple[int, int], Delta]:
