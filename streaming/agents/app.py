@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from streaming.agents import health, take
 from streaming.agents.settle import DependencyGone, Settler
 from streaming.agents.transport import App
 from streaming.events.types import Position, Record, Source
-from streaming.intake.producer import producer
+from streaming.intake.async_send import AsyncSender
 from streaming.pipeline import Outcome, Scorer
 from streaming.profiles.store import ProfileStore
 from streaming.settings import Settings
@@ -25,6 +26,10 @@ T = TypeVar("T")
 
 # Events that one partition may have waiting in memory; records are up to 1 MB, batches a few hundred.
 _BUFFER = 2_048
+
+# Batches of one source that are processed and not yet acknowledged: one waits for Kafka and one for Redis while the
+# next is processed. More would only be repeated after a crash.
+_UNSETTLED = 2
 
 
 def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> App:
@@ -56,23 +61,23 @@ def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> App
                 settings.redis, socket_timeout=settings.store_timeout_s, socket_connect_timeout=settings.store_timeout_s
             )
             parts["store"] = ProfileStore(client, settings.namespace)
-            parts["producer"] = producer(settings)
+            parts["sender"] = AsyncSender(settings)
         if source not in parts:
-            parts[source] = Settler(source, settings, scorer, parts["store"], parts["producer"])
+            parts[source] = Settler(source, settings, scorer, parts["store"], parts["sender"])
         it: Settler = parts[source]
         return it
 
     def agent(source: Source, topic: str, most: int, within_ms: float) -> None:
         async def consume(stream: Any) -> None:
             mine = await settler(source)
-            merging: asyncio.Task[None] | None = None
+            unsettled: deque[asyncio.Task[None]] = deque()
             async for events in take.batches(stream, most, within_ms / 1000):
                 records = [record_of(event.message, epochs[topic]) for event in events]
-                outcome = await _or_end(mine.prepare(records))
-                # One batch merges in Redis while the next one is processed here; merges stay in order.
-                if merging:
-                    await merging
-                merging = asyncio.create_task(_or_end(_merge_and_acknowledge(mine, records, outcome, events)))
+                outcome = await _or_end(mine.process(records))
+                before = unsettled[-1] if unsettled else None
+                unsettled.append(asyncio.create_task(_or_end(_settle(mine, records, outcome, events, before))))
+                if len(unsettled) > _UNSETTLED:
+                    await unsettled.popleft()
 
         app.agent(
             app.topic(topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"),
@@ -114,19 +119,30 @@ def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> App
     return app
 
 
-async def _merge_and_acknowledge(mine: Settler, records: list[Record], outcome: Outcome, events: list[Any]) -> None:
+async def _settle(
+    mine: Settler, records: list[Record], outcome: Outcome, events: list[Any], before: asyncio.Task[None] | None
+) -> None:
+    """Publish, then, once the batch before is settled, merge and acknowledge: merges stay in order."""
+    await mine.publish(outcome)
+    if before:
+        await before
     await mine.merge(records, outcome)
     for event in events:
         event.ack()
 
 
 async def _or_end(step: Coroutine[Any, Any, T]) -> T:
-    """Nothing of a batch is acknowledged before it is settled, so whoever starts the worker again repeats it."""
+    """Nothing of a batch is acknowledged before it is settled, so whoever starts the worker again repeats it.
+
+    An exception that left the agent would be worse than the end: Faust would go on behind the batch and lose it.
+    """
     try:
         return await step
     except DependencyGone as error:
         log.critical("ending the worker", error=str(error))
-        os._exit(1)
+    except Exception as error:  # a fault of ours
+        log.critical("ending the worker", error=type(error).__name__, exc_info=error)
+    os._exit(1)
 
 
 def record_of(message: Any, epoch: str) -> Record:

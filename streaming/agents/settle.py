@@ -1,4 +1,4 @@
-"""A batch until it is settled: `prepare` (process, publish), then `merge`. Acknowledging is the caller's, after.
+"""A batch until it is settled: `process`, `publish`, `merge`, in this order. Acknowledging is the caller's, after.
 
 A crash anywhere repeats work and changes nothing twice. Nothing escapes but `DependencyGone`: a poison record
 is found by bisection and becomes a dead letter, a store or broker that is away is waited for.
@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import TypeVar
 
-import confluent_kafka
-
 from streaming import logs, metrics
-from streaming.agents.publish import dead_letter_message, delta_message, publish
+from streaming.agents.messages import dead_letter_message, delta_message
 from streaming.errors import BrokerUnavailable, LimnerError, StoreUnavailable
 from streaming.events import Limits
 from streaming.events.types import DeadLetter, Record, Source
+from streaming.intake.async_send import AsyncSender
 from streaming.pipeline import Outcome, Scorer, process
 from streaming.profiles.delta import Delta
 from streaming.profiles.store import MergeRefused, ProfileStore
@@ -45,31 +44,39 @@ class Settler:
     settings: Settings
     scorer: Scorer
     store: ProfileStore
-    producer: confluent_kafka.Producer
+    sender: AsyncSender
     now_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
     _thread: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"settle-{self.source}")
 
-    async def prepare(self, records: Sequence[Record]) -> Outcome:
-        """Process `records` and publish what came of them, in the source's thread.
+    async def process(self, records: Sequence[Record]) -> Outcome:
+        """Run the core over `records`, in the source's thread.
 
         Raises:
-            DependencyGone: see there.
+            DependencyGone: the model fails on everything.
         """
         metrics.BATCH_RECORDS.labels(self.source).observe(len(records))
-        loop = asyncio.get_running_loop()
-        outcome = await loop.run_in_executor(self._thread, self._process, records)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._process, records)
+
+    async def publish(self, outcome: Outcome) -> None:
+        """Deltas and dead letters to Kafka. Must be done before their merge begins.
+
+        Raises:
+            DependencyGone: Kafka stays away.
+        """
+        settings, now_ms = self.settings, self.now_ms()
+        messages = [delta_message(settings.delta_topic, delta) for delta in outcome.deltas]
+        messages += [dead_letter_message(settings.dead_letter_topic, letter, now_ms) for letter in outcome.dead]
         with metrics.STAGE_SECONDS.labels(self.source, "publish").time():
-            await self._insist(lambda: loop.run_in_executor(self._thread, self._publish, outcome))
-        return outcome
+            await self._insist(lambda: self.sender.send(messages))
 
     async def merge(self, records: Sequence[Record], outcome: Outcome) -> None:
         """Merge what was published of `records`. Of one source, calls must not overlap: the fence wants order.
 
         Raises:
-            DependencyGone: see there.
+            DependencyGone: Redis stays away.
         """
         with metrics.STAGE_SECONDS.labels(self.source, "merge").time():
             refused = await self._insist(lambda: self._merge(outcome))
@@ -106,12 +113,6 @@ class Settler:
         except Exception:  # noqa: BLE001
             raise DependencyGone(f"the model fails on every text ({type(error).__name__})") from error
 
-    def _publish(self, outcome: Outcome) -> None:
-        settings, now_ms = self.settings, self.now_ms()
-        messages = [delta_message(settings.delta_topic, delta) for delta in outcome.deltas]
-        messages += [dead_letter_message(settings.dead_letter_topic, letter, now_ms) for letter in outcome.dead]
-        publish(self.producer, messages)
-
     async def _merge(self, outcome: Outcome) -> list[tuple[Delta, str]]:
         try:
             await self.store.merge(outcome.deltas)
@@ -127,8 +128,7 @@ class Settler:
             for delta, words in refused
             for position in delta.positions
         ]
-        loop = asyncio.get_running_loop()
-        await self._insist(lambda: loop.run_in_executor(self._thread, self._publish, Outcome([], dead, 0)))
+        await self.publish(Outcome([], dead, 0))
         return Outcome(outcome.deltas, outcome.dead + dead, outcome.events - len(dead))
 
     def _count(self, records: Sequence[Record], outcome: Outcome) -> None:

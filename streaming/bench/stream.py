@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,26 +171,34 @@ class _Watch:
                 time.sleep(0.005)
 
 
-def single_deltas(settings: Settings, topic: str) -> dict[tuple[int, int], Delta]:
-    """(partition, offset) -> a delta of that record alone, from what the worker published."""
-    client = confluent_kafka.Consumer(
-        {"bootstrap.servers": settings.kafka, "group.id": "bench-deltas", "enable.auto.commit": False}
-    )
-    partitions = client.list_topics(settings.delta_topic, timeout=10).topics[settings.delta_topic].partitions
-    client.assign(
-        [confluent_kafka.TopicPartition(settings.delta_topic, p, confluent_kafka.OFFSET_BEGINNING) for p in partitions]
-    )
-    result: dict[tuple[int, int], Delta] = {}
-    while messages := client.consume(5_000, timeout=2.0):
-        for message in messages:
-            content = schema.unpack(message.value())
-            of_topic, partition, _ = content["f"].rsplit("/", 2)
-            if of_topic == topic:
-                for entry in content["e"]:
-                    data = schema.pack({**content, "e": [entry]})
-                    result[int(partition), entry[0]] = Delta.from_bytes(data)
-    client.close()
-    return result
+class Published:
+    """Reads what the worker published, from where it stopped reading."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = confluent_kafka.Consumer(
+            {"bootstrap.servers": settings.kafka, "group.id": "bench-deltas", "enable.auto.commit": False}
+        )
+        topic = settings.delta_topic
+        partitions = self._client.list_topics(topic, timeout=10).topics[topic].partitions
+        self._client.assign(
+            [confluent_kafka.TopicPartition(topic, p, confluent_kafka.OFFSET_BEGINNING) for p in partitions]
+        )
+
+    def single_deltas(self, topic: str) -> dict[tuple[int, int], Delta]:
+        """(partition, offset) of a source record -> a delta of that record alone; of all published since the last."""
+        result: dict[tuple[int, int], Delta] = {}
+        while messages := self._client.consume(5_000, timeout=2.0):
+            for message in messages:
+                content = schema.unpack(message.value())
+                of_topic, partition, _ = content["f"].rsplit("/", 2)
+                if of_topic == topic:
+                    for entry in content["e"]:
+                        data = schema.pack({**content, "e": [entry]})
+                        result[int(partition), entry[0]] = Delta.from_bytes(data)
+        return result
+
+    def close(self) -> None:
+        self._client.close()
 
 
 async def raw_rate(settings: Settings, topic: str, deltas: dict[tuple[int, int], Delta]) -> float:
@@ -199,7 +208,8 @@ async def raw_rate(settings: Settings, topic: str, deltas: dict[tuple[int, int],
     await consumer.start()
     partitions = [TopicPartition(topic, p) for p in range(settings.partitions)]
     consumer.assign(partitions)
-    await consumer.seek_to_beginning(*partitions)
+    for tp in partitions:
+        consumer.seek(tp, min((offset for partition, offset in deltas if partition == tp.partition), default=0))
     done, started = 0, time.perf_counter()
     while done < len(deltas):
         batches = await consumer.getmany(timeout_ms=1000, max_records=settings.order_batch)
@@ -213,9 +223,9 @@ async def raw_rate(settings: Settings, topic: str, deltas: dict[tuple[int, int],
 
 
 def start_worker(settings: Settings, port: int) -> Child:
-    environment = {
-        "LIMNER_KAFKA": settings.kafka,
-        "LIMNER_REDIS": settings.redis,
+    names = ("kafka", "redis", "group", "chat_topic", "order_topic", "delta_topic", "dead_letter_topic")
+    environment = {f"LIMNER_{name.upper()}": str(getattr(settings, name)) for name in names}
+    environment |= {
         "LIMNER_PACKS": json.dumps(settings.packs),
         "LIMNER_METRICS_PORT": str(port),
         "LIMNER_SESSION_TIMEOUT_S": str(settings.session_timeout_s),
@@ -225,42 +235,55 @@ def start_worker(settings: Settings, port: int) -> Child:
     return worker
 
 
-def _quantiles(values: Sequence[float], name: str) -> dict[str, float]:
-    cuts = statistics.quantiles(values, n=100)
-    return {f"{name}_fresh_p50_ms": round(cuts[49], 1), f"{name}_fresh_p99_ms": round(cuts[98], 1)}
+def _orders(bench: Bench, worker: Child, events: Events) -> dict[str, float]:
+    published = Published(bench.settings)
+    warm = events.all_orders_once()  # a shop's descriptions repeat: a worker sees each new one once
+    bench.send("order", warm)
+    bench.wait_merged("order", len(warm))
+    published.single_deltas(bench.settings.order_topic)
+    stream, raw = [], []
+    for _ in range(ROUNDS):
+        stream.append(bench.stream_rate(worker, "order", events.next("order", ORDERS)))
+        deltas = published.single_deltas(bench.settings.order_topic)
+        raw.append(asyncio.run(raw_rate(bench.settings, bench.settings.order_topic, deltas)))
+    published.close()
+    return {
+        "orders_per_s": round(statistics.median(stream)),
+        "raw_orders_per_s": round(statistics.median(raw)),
+        "orders_ratio": round(statistics.median(s / r for s, r in zip(stream, raw, strict=True)), 3),
+    }
+
+
+def _freshness(bench: Bench, source: Source, events: Events, capacity_per_s: float) -> dict[str, float]:
+    per_s = LOAD * capacity_per_s
+    found_ms = bench.visible_after_ms(source, events.next(source, round(per_s * FRESH_S)), per_s)
+    cuts = statistics.quantiles(found_ms, n=100)
+    return {
+        f"{source}s_fresh_p50_ms": round(cuts[49], 1),
+        f"{source}s_fresh_p99_ms": round(cuts[98], 1),
+        f"{source}s_samples": len(found_ms),
+    }
 
 
 def run() -> dict[str, Any]:
-    with Store.start() as store, Broker.start() as broker:
-        settings = settings_module.load(
-            kafka=broker.bootstrap, redis=store.url, packs=["ecommerce", "finance"], session_timeout_s=15.0
-        )
+    """Over servers of its own; over the broker of LIMNER_KAFKA where that is set, in topics made for the run."""
+    run_id = f"bench-{time.time_ns() // 1_000_000_000}"
+    with ExitStack() as servers:
+        store = servers.enter_context(Store.start())
+        found: dict[str, object] = {"redis": store.url, "packs": ["ecommerce", "finance"], "group": run_id}
+        told = settings_module.load().model_fields_set
+        if "kafka" not in told:
+            found["kafka"] = servers.enter_context(Broker.start()).bootstrap
+        names = ("chat_topic", "order_topic", "delta_topic", "dead_letter_topic")
+        # long enough to be stopped while a backlog is sent
+        settings = settings_module.load(**found, session_timeout_s=15.0, **{n: f"{run_id}-{n}" for n in names})
         kafka_admin.ensure_topics(settings)
         port = free_port()
-        bench = Bench(settings, producer(settings), port)
-        events = Events()
+        bench, events = Bench(settings, producer(settings), port), Events()
         with start_worker(settings, port) as worker:
-            warm = events.all_orders_once()  # a shop's descriptions repeat: a worker sees each new one once
-            bench.send("order", warm)
-            bench.wait_merged("order", len(warm))
-            rates = [bench.stream_rate(worker, "order", events.next("order", ORDERS)) for _ in range(ROUNDS)]
-            orders_per_s = statistics.median(rates)
-            per_s = LOAD * orders_per_s
-            order_ms = bench.visible_after_ms("order", events.next("order", round(per_s * FRESH_S)), per_s)
-            bench.wait_merged("chat", 0)
+            figures: dict[str, Any] = _orders(bench, worker, events)
+            figures |= _freshness(bench, "order", events, figures["orders_per_s"])
             chats_per_s = bench.stream_rate(worker, "chat", events.next("chat", CHATS))
-            per_s = LOAD * chats_per_s
-            chat_ms = bench.visible_after_ms("chat", events.next("chat", round(per_s * FRESH_S)), per_s)
-        deltas = single_deltas(settings, settings.order_topic)
-        raw = [asyncio.run(raw_rate(settings, settings.order_topic, deltas)) for _ in range(ROUNDS)]
-    raw_per_s = statistics.median(raw)
-    return {
-        "orders_per_s": round(orders_per_s),
-        "raw_orders_per_s": round(raw_per_s),
-        "orders_ratio": round(orders_per_s / raw_per_s, 3),
-        "chats_per_s": round(chats_per_s, 1),
-        **_quantiles(order_ms, "orders"),
-        **_quantiles(chat_ms, "chats"),
-        "samples": {"orders": len(order_ms), "chats": len(chat_ms)},
-        "load": LOAD,
-    }
+            figures["chats_per_s"] = round(chats_per_s, 1)
+            figures |= _freshness(bench, "chat", events, chats_per_s)
+    return figures | {"load": LOAD, "broker": "LIMNER_KAFKA" if "kafka" in told else "embedded"}

@@ -9,8 +9,8 @@ import msgspec
 
 from streaming.errors import InvalidEvent
 from streaming.events import Event, Limits, Position, Record, Source, decode
+from streaming.intake.async_send import Message
 from streaming.lookup.problems import decode_body
-from streaming.lookup.sender import Message
 from streaming.lookup.shapes import EventResult
 from streaming.settings import Settings
 

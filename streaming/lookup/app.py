@@ -12,11 +12,11 @@ from blacksheep import Application, Request, Response
 
 from streaming import metrics
 from streaming.client import AsyncProfileClient
+from streaming.intake.async_send import AsyncSender
 from streaming.lookup.handlers import Service
 from streaming.lookup.openapi import document
 from streaming.lookup.problems import ProblemError, problem_of
 from streaming.lookup.routes import ROUTES, Handler
-from streaming.lookup.sender import Sender
 from streaming.lookup.tick import SharedReader
 from streaming.settings import Settings
 
@@ -32,7 +32,7 @@ def application(settings: Settings) -> Application:
         settings=settings,
         profiles=profiles,
         shared=SharedReader(profiles),
-        sender=Sender(settings),
+        sender=AsyncSender(settings),
         openapi=msgspec.json.encode(document()),
     )
     app = Application()

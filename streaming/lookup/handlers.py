@@ -14,10 +14,10 @@ from blacksheep import Content, Request, Response
 from streaming.client import AsyncProfileClient
 from streaming.client.calls import checked_id
 from streaming.errors import BrokerUnavailable, StoreUnavailable
+from streaming.intake.async_send import AsyncSender
 from streaming.lookup import shapes
 from streaming.lookup.accept import take
 from streaming.lookup.problems import ProblemError, decode_body, decode_query
-from streaming.lookup.sender import Sender
 from streaming.lookup.tick import SharedReader
 from streaming.settings import Settings
 
@@ -32,7 +32,7 @@ class Service:
     settings: Settings
     profiles: AsyncProfileClient
     shared: SharedReader
-    sender: Sender
+    sender: AsyncSender
     openapi: bytes
 
 

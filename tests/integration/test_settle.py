@@ -15,7 +15,7 @@ from streaming import kafka_admin
 from streaming.agents.settle import DependencyGone, Settler
 from streaming.embedded.store import Store
 from streaming.events.types import Position, Record, Source
-from streaming.intake.producer import producer
+from streaming.intake.async_send import AsyncSender
 from streaming.profiles import schema
 from streaming.profiles.delta import Evidence
 from streaming.profiles.keys import profile_key
@@ -40,14 +40,17 @@ class Place:
                 self.settings.redis, socket_timeout=timeout, socket_connect_timeout=timeout
             ) as client:
                 store = ProfileStore(client, self.settings.namespace)
-                settler = Settler("chat", self.settings, scorer or HashScorer(), store, producer(self.settings))
+                sender = AsyncSender(self.settings)
+                settler = Settler("chat", self.settings, scorer or HashScorer(), store, sender)
                 try:
-                    outcome = await settler.prepare(records)
+                    outcome = await settler.process(records)
+                    await settler.publish(outcome)
                     if meanwhile:
                         asyncio.get_running_loop().call_later(0.5, meanwhile)
                     await settler.merge(records, outcome)
                 finally:
                     settler.close()
+                    sender.close()
 
         asyncio.run(run())
 

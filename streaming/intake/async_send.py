@@ -1,4 +1,4 @@
-"""Events into Kafka without blocking the event loop: a thread waits for acknowledgements."""
+"""Records into Kafka without blocking the event loop: a thread waits for acknowledgements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streaming.errors import BrokerUnavailable
 from streaming.intake.producer import producer
 from streaming.settings import Settings
 
-# How long an HTTP caller is kept waiting for Kafka: beyond a leader election of a healthy cluster,
+# How long a caller is kept waiting for Kafka: beyond a leader election of a healthy cluster,
 # below the 10 s after which common clients and proxies give up themselves.
 DELIVERY_S = 5.0
 
@@ -23,17 +23,19 @@ METADATA_S = 0.8
 
 class Message(NamedTuple):
     topic: str
-    key: bytes
-    value: bytes
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]] | None = None
 
 
-class Sender:
+class AsyncSender:
     """One producer and its thread. For one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._kafka = settings.kafka
         # Reported failed means not sent later: librdkafka gives up on a message when we do.
-        self._producer = producer(settings, message_timeout_ms=int(DELIVERY_S * 1000))
+        # Its callers wait for their few messages, so gathering more than a millisecond's worth gains nothing.
+        self._producer = producer(settings, message_timeout_ms=int(DELIVERY_S * 1000), linger_ms=1)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="kafka-acknowledgements", daemon=True)
         self._thread.start()
@@ -70,14 +72,18 @@ class Sender:
 
         for message in messages:
             try:
-                self._producer.produce(message.topic, message.value, message.key, on_delivery=delivered)
+                self._producer.produce(
+                    message.topic, message.value, message.key, headers=message.headers, on_delivery=delivered
+                )
             except BufferError:
                 raise BrokerUnavailable(f"Kafka at {self._kafka} is behind: the queue to it is full") from None
             except KafkaException as error:  # such as a message too large for the producer
-                raise BrokerUnavailable(f"Kafka refuses an event: {error.args[0].str()}") from None
+                raise BrokerUnavailable(f"Kafka refuses a record: {error.args[0].str()}") from None
         failed = await done
         if failed is not None:
-            raise BrokerUnavailable(f"Kafka at {self._kafka} did not take the events within {DELIVERY_S:g} s: {failed}")
+            raise BrokerUnavailable(
+                f"Kafka at {self._kafka} did not take the records within {DELIVERY_S:g} s: {failed}"
+            )
 
     async def check(self) -> None:
         """Ask the broker for its metadata.
