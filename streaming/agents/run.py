@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import mode.loop
 
 mode.loop.use("uvloop")  # before Faust makes its loop; `App(loop="uvloop")` crashes
@@ -24,4 +26,9 @@ def run(settings: Settings, scorer: Scorer) -> None:
     worker = faust.Worker(
         app.create(settings, scorer, epochs), loglevel=settings.log_level.upper(), redirect_stdouts=False
     )
+    # What is here now (torch, the model, Faust: half a million objects) stays. Looking through it again and again
+    # for garbage stops the worker each time (at 2,000 orders/s p99 was 86 ms with it, 56 ms without).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     worker.execute_from_commandline()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 from streaming.events.types import MONEY, Event, Order, Position, Source
@@ -117,19 +119,24 @@ def _bounded(groups: dict[Key, list[Scored]]) -> Iterator[tuple[Key, list[Scored
 def _order_part(order: Order, descriptions: Sequence[str]) -> list[Any]:
     value = 0
     items = 0.0
-    spent: dict[str, int] = {}
-    for line in order.lines:
-        of_line = round(line.quantity * line.unit_price * MONEY)
+    bought: dict[str, list[Any]] = {}  # sku -> what goes into the delta, and what was spent on it
+    for line, description in zip(order.lines, descriptions or repeat(""), strict=False):
+        quantity = line.quantity
+        of_line = round(quantity * line.unit_price * MONEY)
         value += of_line
-        items += line.quantity
-        spent[line.sku] = spent.get(line.sku, 0) + of_line
-    products: list[list[Any]] = []
-    if descriptions:  # none: not placed, nothing bought
-        dearest = set(sorted(spent, key=lambda sku: -spent[sku])[:ORDER_PRODUCTS])
-        by_sku: dict[str, list[Any]] = {}
-        for line, description in zip(order.lines, descriptions, strict=True):
-            if line.sku in dearest:
-                product = by_sku.setdefault(line.sku, [line.sku, 0, description[:DESCRIPTION_CHARS]])
-                product[1] += line.quantity
-        products = list(by_sku.values())
-    return [order.status, order.currency, value, items, len(order.lines), products]
+        items += quantity
+        product = bought.get(line.sku)
+        if product is None:
+            bought[line.sku] = [[line.sku, quantity, description[:DESCRIPTION_CHARS]], of_line]
+        else:
+            product[0][1] += quantity
+            product[1] += of_line
+    products = list(bought.values()) if descriptions else []  # no texts: not placed, nothing bought
+    if len(products) > ORDER_PRODUCTS:
+        dearest = sorted(products, key=_spent, reverse=True)[:ORDER_PRODUCTS]
+        least = dearest[-1][1]
+        products = [it for it in products if it[1] > least or it in dearest]
+    return [order.status, order.currency, value, items, len(order.lines), [product for product, _ in products]]
+
+
+_spent = itemgetter(1)
