@@ -175,33 +175,32 @@ class _Watch:
 
 
 class Published:
-    """Reads what the worker published, from where it stopped reading."""
+    """Reads what the worker published, each time from where it stopped. Between, it has no consumer open: one
+    would go on fetching beside what is measured."""
 
     def __init__(self, settings: Settings) -> None:
-        self._client = confluent_kafka.Consumer(
-            {"bootstrap.servers": settings.kafka, "group.id": "bench-deltas", "enable.auto.commit": False}
-        )
-        topic = settings.delta_topic
-        partitions = self._client.list_topics(topic, timeout=10).topics[topic].partitions
-        self._client.assign(
-            [confluent_kafka.TopicPartition(topic, p, confluent_kafka.OFFSET_BEGINNING) for p in partitions]
-        )
+        self._settings = settings
+        self._next = dict.fromkeys(range(settings.partitions), 0)
 
     def single_deltas(self, topic: str) -> dict[tuple[int, int], Delta]:
         """(partition, offset) of a source record -> a delta of that record alone; of all published since the last."""
+        client = confluent_kafka.Consumer(
+            {"bootstrap.servers": self._settings.kafka, "group.id": "bench-deltas", "enable.auto.commit": False}
+        )
+        deltas = self._settings.delta_topic
+        client.assign([confluent_kafka.TopicPartition(deltas, p, offset) for p, offset in self._next.items()])
         result: dict[tuple[int, int], Delta] = {}
-        while messages := self._client.consume(5_000, timeout=2.0):
+        while messages := client.consume(5_000, timeout=2.0):
             for message in messages:
+                self._next[message.partition()] = message.offset() + 1
                 content = schema.unpack(message.value())
                 of_topic, partition, _ = content["f"].rsplit("/", 2)
                 if of_topic == topic:
                     for entry in content["e"]:
                         data = schema.pack({**content, "e": [entry]})
                         result[int(partition), entry[0]] = Delta.from_bytes(data)
+        client.close()
         return result
-
-    def close(self) -> None:
-        self._client.close()
 
 
 async def raw_rate(settings: Settings, topic: str, deltas: dict[tuple[int, int], Delta]) -> float:
@@ -249,7 +248,6 @@ def _orders(bench: Bench, worker: Child, events: Events) -> dict[str, float]:
         stream.append(bench.stream_rate(worker, "order", events.next("order", ORDERS)))
         deltas = published.single_deltas(bench.settings.order_topic)
         raw.append(asyncio.run(raw_rate(bench.settings, bench.settings.order_topic, deltas)))
-    published.close()
     return {
         "orders_per_s": round(statistics.median(stream)),
         "raw_orders_per_s": round(statistics.median(raw)),
