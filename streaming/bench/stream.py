@@ -47,7 +47,10 @@ from streaming.settings import Settings
 ORDERS, CHATS = 20_000, 1_500  # a round's backlog: several seconds of work each
 ROUNDS = 3  # stream and raw loop in turns, so that a drifting machine slows both alike
 LOAD = 0.7
-FRESH_S = 25.0  # of paced sending
+# Beside the broker, the store and this generator on two cores, 70 % of what a backlog drains at is close to all
+# there is; this pace is below that on any machine.
+STEADY_PER_S = 1_500
+FRESH_S = 20.0  # of paced sending
 SAMPLES_PER_S = 20.0  # events whose profile is watched until it holds them
 
 
@@ -255,14 +258,13 @@ def _orders(bench: Bench, worker: Child, events: Events) -> dict[str, float]:
     }
 
 
-def _freshness(bench: Bench, source: Source, events: Events, capacity_per_s: float) -> dict[str, float]:
-    per_s = LOAD * capacity_per_s
+def _freshness(bench: Bench, source: Source, events: Events, per_s: float, name: str) -> dict[str, float]:
     found_ms = bench.visible_after_ms(source, events.next(source, round(per_s * FRESH_S)), per_s)
     cuts = statistics.quantiles(found_ms, n=100)
     return {
-        f"{source}s_fresh_p50_ms": round(cuts[49], 1),
-        f"{source}s_fresh_p99_ms": round(cuts[98], 1),
-        f"{source}s_samples": len(found_ms),
+        f"{name}_p50_ms": round(cuts[49], 1),
+        f"{name}_p99_ms": round(cuts[98], 1),
+        f"{name}_samples": len(found_ms),
     }
 
 
@@ -283,8 +285,9 @@ def run() -> dict[str, Any]:
         bench, events = Bench(settings, producer(settings), port), Events()
         with start_worker(settings, port) as worker:
             figures: dict[str, Any] = _orders(bench, worker, events)
-            figures |= _freshness(bench, "order", events, figures["orders_per_s"])
+            figures |= _freshness(bench, "order", events, STEADY_PER_S, f"orders_fresh_at_{STEADY_PER_S}")
+            figures |= _freshness(bench, "order", events, LOAD * figures["orders_per_s"], "orders_fresh")
             chats_per_s = bench.stream_rate(worker, "chat", events.next("chat", CHATS))
             figures["chats_per_s"] = round(chats_per_s, 1)
-            figures |= _freshness(bench, "chat", events, chats_per_s)
+            figures |= _freshness(bench, "chat", events, LOAD * chats_per_s, "chats_fresh")
     return figures | {"load": LOAD, "broker": "LIMNER_KAFKA" if "kafka" in told else "embedded"}
