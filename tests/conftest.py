@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ import redis
 from streaming.embedded.broker import Broker
 from streaming.embedded.processes import free_port, port_is_free
 from streaming.embedded.store import Store
+
+# A shell's background job ignores SIGINT, and its children inherit that: tests of Ctrl-C would wait forever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A folder whose program `kafka` starts and stops one: `kafka up DIR`, `kafka stop DIR`.
 _BESIDE = Path(__file__).parents[2] / "shared" / "kafka"

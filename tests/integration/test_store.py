@@ -70,6 +70,15 @@ def test_a_zombie_that_writes_an_old_batch_changes_nothing(redis_url: str) -> No
     assert stored(redis_url) == before
 
 
+def test_a_history_longer_than_the_ring_read_again_from_its_start_changes_nothing(redis_url: str) -> None:
+    events = [(number, chat(number), [(number % 9, 0.5)]) for number in range(3 * schema.RING)]
+    merge(redis_url, *(delta(events[first : first + 10]) for first in range(0, len(events), 10)))
+    before = stored(redis_url)
+    merge(redis_url, *(delta(events[first : first + 7]) for first in range(0, len(events), 7)))
+    assert stored(redis_url) == before
+    assert chats_applied(redis_url) == len(events)
+
+
 def test_all_events_of_one_record_count(redis_url: str) -> None:
     merge(redis_url, delta([(7, chat(1), []), (7, chat(2), []), (7, chat(3), [])]))
     merge(redis_url, delta([(7, chat(1), []), (7, chat(2), []), (7, chat(3), [])]))
@@ -160,6 +169,9 @@ def test_an_audience_is_ordered_by_strength_at_any_time_and_heals_after_a_crash(
     with redis.Redis.from_url(redis_url) as client:
         assert client.zrange(key, 0, -1, desc=True) == [b"both", b"today", b"long-ago"]
         score = client.zscore(key, "both")
+        client.zadd(key, {"today": 1e6})  # as if a worker that merged later had been quicker here
+        merge(redis_url, *deltas)
+        assert client.zscore(key, "today") == 1e6
         client.delete(key)  # as if a worker had died between the merge and this
         merge(redis_url, *deltas)
         assert client.zscore(key, "both") == score
