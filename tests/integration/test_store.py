@@ -76,7 +76,8 @@ def test_a_history_longer_than_the_ring_read_again_from_its_start_changes_nothin
     before = stored(redis_url)
     merge(redis_url, *(delta(events[first : first + 7]) for first in range(0, len(events), 7)))
     assert stored(redis_url) == before
-    assert chats_applied(redis_url) == len(events)
+    merge(redis_url, delta([*events[10:], (len(events), chat(len(events)), [])]))  # and goes on within a batch
+    assert chats_applied(redis_url) == len(events) + 1
 
 
 def test_all_events_of_one_record_count(redis_url: str) -> None:
