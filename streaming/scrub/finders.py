@@ -1,4 +1,4 @@
-"""What is personal among numbers and addresses, one finder a kind. Each sees plain ASCII digits (`streaming.scrub` makes them so)."""
+"""What is personal among numbers and addresses, one finder a kind. All see ASCII digits only: `streaming.scrub` sees to it."""
 
 from __future__ import annotations
 
