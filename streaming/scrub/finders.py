@@ -1,4 +1,4 @@
-"""What is personal among numbers and addresses, one finder a kind. All see ASCII digits only: `streaming.scrub` sees to it."""
+"""Finders of what is personal among numbers and addresses, one a kind. They see ASCII digits only."""
 
 from __future__ import annotations
 
