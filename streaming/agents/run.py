@@ -17,7 +17,7 @@ from streaming.settings import Settings  # noqa: E402
 
 
 def run(settings: Settings, scorer: Scorer) -> None:
-    """Consume until SIGTERM or SIGINT, then finish the batch in hand and leave the group. Ends the process.
+    """Consume until SIGTERM or SIGINT, then leave the group; what is not acknowledged, the next one repeats.
 
     Raises:
         BrokerUnavailable, LimnerError: no broker, or a source topic is missing.
