@@ -52,24 +52,15 @@ def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> App
         worker_redirect_stdouts=False,
         producer_acks=-1,
     )
-    # The clients are made inside the loop that uses them.
-    parts: dict[str, Any] = {}
-
-    async def settler(source: Source) -> Settler:
-        if "store" not in parts:
-            client = redis.asyncio.from_url(
-                settings.redis, socket_timeout=settings.store_timeout_s, socket_connect_timeout=settings.store_timeout_s
-            )
-            parts["store"] = ProfileStore(client, settings.namespace)
-            parts["sender"] = AsyncSender(settings)
-        if source not in parts:
-            parts[source] = Settler(source, settings, scorer, parts["store"], parts["sender"])
-        it: Settler = parts[source]
-        return it
+    client = redis.asyncio.from_url(
+        settings.redis, socket_timeout=settings.store_timeout_s, socket_connect_timeout=settings.store_timeout_s
+    )
+    store, sender = ProfileStore(client, settings.namespace), AsyncSender(settings)
 
     def agent(source: Source, topic: str, most: int, within_ms: float) -> None:
+        mine = Settler(source, settings, scorer, store, sender)
+
         async def consume(stream: Any) -> None:
-            mine = await settler(source)
             unsettled: deque[asyncio.Task[None]] = deque()
             async for events in take.batches(stream, most, within_ms / 1000):
                 records = [record_of(event.message, epochs[topic]) for event in events]
