@@ -306,7 +306,6 @@ local function merge(key, bytes)
     size = #packed
   end
 
-
   return cmsgpack.pack({applied, stored and 0 or 1, size, audience_scores()})
 end
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -40,13 +39,6 @@ class MergeRefused(LimnerError):
 CHUNK = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
-    applied: int  # events that were new to the profile
-    created: bool
-    profile_bytes: int
-
-
 @cache
 def merge_script() -> str:
     """merge.lua with the constants of schema.py in front, so that each has one home."""
@@ -64,7 +56,7 @@ class ProfileStore:
         self._sha = ""
         self._half_lives: dict[str, int] = {}
 
-    async def merge(self, deltas: Sequence[Delta]) -> list[Merged]:
+    async def merge(self, deltas: Sequence[Delta]) -> None:
         """Apply `deltas` in order, each atomically, then bring the audience sets up to date.
 
         Repeating a call, whole or in part, changes nothing: profiles by their fence, audiences because
@@ -75,9 +67,9 @@ class ProfileStore:
             MergeRefused: all other deltas were applied.
         """
         if not deltas:
-            return []
+            return
         refused: list[tuple[Delta, str]] = []
-        merged: list[Merged] = []
+        merged: list[tuple[int, int, int]] = []  # events that were new, 1 for a new profile, its size
         scores: dict[tuple[str, str, int], dict[str, float]] = {}
         try:
             for delta, reply in zip(deltas, await self._run_script(deltas), strict=True):
@@ -86,7 +78,7 @@ class ProfileStore:
                     refused.append((delta, rest[0]))
                     continue
                 created, size, flat = rest
-                merged.append(Merged(applied, bool(created), size))
+                merged.append((applied, created, size))
                 for at in range(0, len(flat), 2):
                     scores.setdefault(delta.labels[flat[at]], {})[delta.customer_id] = flat[at + 1]
             await self._update_audiences(scores)
@@ -95,7 +87,6 @@ class ProfileStore:
         self._count(merged)
         if refused:
             raise MergeRefused(refused)
-        return merged
 
     async def _run_script(self, deltas: Sequence[Delta]) -> list[bytes]:
         if not self._sha:
@@ -125,10 +116,10 @@ class ProfileStore:
         self._half_lives |= half_lives
 
     @staticmethod
-    def _count(merged: Sequence[Merged]) -> None:
-        applied = sum(it.applied > 0 for it in merged)
-        metrics.MERGES.labels("applied").inc(applied)
-        metrics.MERGES.labels("repeat").inc(len(merged) - applied)
-        metrics.PROFILES.inc(sum(it.created for it in merged))
-        for it in merged[::CHUNK]:  # a sample: observing each would cost a tenth of its merge
-            metrics.PROFILE_BYTES.observe(it.profile_bytes)
+    def _count(merged: Sequence[tuple[int, int, int]]) -> None:
+        new = sum(applied > 0 for applied, _, _ in merged)
+        metrics.MERGES.labels("applied").inc(new)
+        metrics.MERGES.labels("repeat").inc(len(merged) - new)
+        metrics.PROFILES.inc(sum(created for _, created, _ in merged))
+        for _, _, size in merged[::CHUNK]:  # a sample: observing each would cost a tenth of its merge
+            metrics.PROFILE_BYTES.observe(size)
