@@ -16,6 +16,7 @@ from pydantic_settings import (
 
 from model.files import default_cache_dir
 from streaming.errors import SettingsError
+from streaming.events.types import Limits
 
 TOML_FILE = "limner.toml"
 
@@ -81,6 +82,11 @@ class Settings(BaseSettings):
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
+
+    @property
+    def limits(self) -> Limits:
+        """What an event may be, wherever it comes in."""
+        return Limits(max_record_bytes=self.max_record_bytes, max_future_ms=round(self.max_future_s * 1000))
 
     @classmethod
     def settings_customise_sources(

@@ -17,7 +17,6 @@ from typing import TypeVar
 from streaming import logs, metrics
 from streaming.agents.messages import dead_letter_message, delta_message
 from streaming.errors import BrokerUnavailable, LimnerError, StoreUnavailable
-from streaming.events import Limits
 from streaming.events.types import DeadLetter, Record, Source
 from streaming.intake.async_send import AsyncSender
 from streaming.pipeline import Outcome, Scorer, process
@@ -88,11 +87,9 @@ class Settler:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _process(self, records: Sequence[Record]) -> Outcome:
-        limits = Limits(
-            max_record_bytes=self.settings.max_record_bytes, max_future_ms=int(self.settings.max_future_s * 1000)
-        )
+        settings = self.settings
         try:
-            return process(records, self.source, self.scorer, limits, self.settings.max_text_bytes, self.now_ms())
+            return process(records, self.source, self.scorer, settings.limits, settings.max_text_bytes, self.now_ms())
         except Exception as error:  # noqa: BLE001  whatever a text does to the model must not lose its neighbours
             if len(records) > 1:
                 middle = len(records) // 2

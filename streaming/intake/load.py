@@ -65,7 +65,7 @@ def load(
         LimnerError: a file can't be read on.
         BrokerUnavailable: Kafka did not take everything; `summary.acknowledged` says how much it did.
     """
-    limits = Limits(max_record_bytes=settings.max_record_bytes, max_future_ms=round(settings.max_future_s * 1000))
+    limits = settings.limits
     for path in paths:  # wrong use shows before anything is sent
         if path != files.STDIN:
             with files.open_source(path, options.encoding, settings.max_record_bytes) as source:

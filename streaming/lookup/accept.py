@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
@@ -39,10 +40,7 @@ def take(body: bytes, settings: Settings) -> tuple[list[EventResult], list[Messa
         ProblemError: the body as a whole is not one event or {"events": [...]}.
     """
     items = decode_body(body, _Body).events
-    limits = Limits(
-        max_record_bytes=settings.max_record_bytes - RECORD_OVERHEAD,
-        max_future_ms=int(settings.max_future_s * 1000),
-    )
+    limits = replace(settings.limits, max_record_bytes=settings.max_record_bytes - RECORD_OVERHEAD)
     now_ms = time.time_ns() // 1_000_000
     results: list[EventResult] = []
     messages: list[Message] = []

@@ -19,7 +19,7 @@ import redis
 from streaming import kafka_admin
 from streaming.embedded.processes import Child, free_port
 from streaming.embedded.readings import get
-from streaming.events import Limits, Position, Record, Source, decode
+from streaming.events import Position, Record, Source, decode
 from streaming.intake.producer import producer
 from streaming.profiles import schema
 from streaming.profiles.delta import Scored
@@ -147,7 +147,7 @@ class Expected:
 def expected(settings: Settings, sent: dict[Source, int]) -> Expected:
     topics: dict[Source, str] = {"order": settings.order_topic, "chat": settings.chat_topic}
     epochs = kafka_admin.topic_epochs(settings, topics.values())
-    limits = Limits(max_record_bytes=settings.max_record_bytes, max_future_ms=int(settings.max_future_s * 1000))
+    limits = settings.limits
     now = time.time_ns() // 1_000_000
     items: list[Scored] = []
     dead = 0
@@ -167,7 +167,7 @@ def read_all(settings: Settings, topic: str, epoch: str = "") -> list[Record]:
     """Every record of a topic: until a second after the end of each partition nothing more has come
     (the embedded broker may report an end too soon)."""
     client = confluent_kafka.Consumer(
-        {"bootstrap.servers": settings.kafka, "group.id": "reader", 
+        {"bootstrap.servers": settings.kafka, "group.id": "reader",
          "auto.offset.reset": "earliest", "enable.auto.commit": False, "fetch.message.max.bytes": 4_000_000}
     )  # fmt: skip
     partitions = client.list_topics(topic, timeout=10).topics[topic].partitions
