@@ -13,6 +13,7 @@ import msgspec
 from streaming.events import Limits
 from streaming.events.types import Event, Source
 from streaming.intake import files, orders
+from streaming.intake.interrupts import WholeSteps
 from streaming.intake.jsonlines import Ready, read_events
 from streaming.intake.mapping import Mapping, Options, resolve
 from streaming.intake.rows import Refused, chat_reader, order_line_reader
@@ -73,20 +74,22 @@ def load(
                     resolve(table.name, table.columns, options)
     ensure_topics(settings)
     topics: dict[Source, str] = {"chat": settings.chat_topic, "order": settings.order_topic}
-    sender = Sender(settings)
-    try:
-        for index, path in enumerate(paths):
-            with files.open_source(path, options.encoding, settings.max_record_bytes) as source:
-                account = _Account(source, index, summary, on_refused, on_progress)
-                for ready in _events(source, options, limits, account):
-                    sender.send(topics[ready.kind], ready.customer_id, ready.value)
-                    summary.events[ready.kind] += 1
-                    summary.acknowledged = sender.acknowledged
-    finally:
+    steps = WholeSteps()
+    sender = Sender(settings, steps)
+    with steps.watching():
         try:
-            sender.flush()
+            for index, path in enumerate(paths):
+                with files.open_source(path, options.encoding, settings.max_record_bytes) as source:
+                    account = _Account(source, index, summary, on_refused, on_progress)
+                    for ready in _events(source, options, limits, account):
+                        sender.send(topics[ready.kind], ready.customer_id, ready.value)
+                        summary.events[ready.kind] += 1
+                        summary.acknowledged = sender.acknowledged
         finally:
-            summary.acknowledged = sender.acknowledged
+            try:
+                sender.flush()
+            finally:
+                summary.acknowledged = sender.acknowledged
 
 
 @dataclass(slots=True)
