@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
 import torch
 
+from model import compressed
 from model.cache import BoundedCache
+from model.cuda import CudaEncoder
 from model.encoder import Embeddings, Encoder
 from model.errors import ModelCorrupt, ModelError, ModelUnavailable
-from model.files import CHECKSUMS, default_cache_dir, is_intact, record_checksums, weights_checksum
+from model.explain import Explanation, explain
+from model.files import (
+    CHECKSUMS,
+    MODEL_FILES,
+    OTHER_FILES,
+    calibrated_checksum,
+    copy_files,
+    default_cache_dir,
+    is_intact,
+    record_checksums,
+    weights_checksum,
+)
 from model.heads import (
     Array,
     Calibration,
@@ -29,15 +42,12 @@ from model.heads import (
     shipped_center,
     write_heads,
 )
+from model.stacked import Evidence, StackedHeads
 from model.taxonomy import Facet, Source, load_packs
+from model.tokens import LongTexts
 
 log = logging.getLogger(__name__)
 
-Evidence = tuple[tuple[int, float], ...]
-
-# What a folder needs, then what it may have.
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
-OTHER_FILES = ("tokenizer_config.json", "config_sentence_transformers.json")
 # Of the cache, embeddings take three quarters: one takes about 2 KB, the evidence of a text about 0.5 KB, so
 # both parts remember about the same number of texts.
 EMBEDDING_SHARE = 0.75
@@ -69,6 +79,8 @@ class Engine:
         self.label_refs = [
             LabelRef(head.facet.name, label, head.facet.half_life_ms) for head in heads for label in head.facet.labels
         ]
+        self._stacked = StackedHeads(self.heads)
+        self._stacked_by_source = {source: StackedHeads(self.heads, source) for source in get_args(Source)}
         self._folder = folder
         self._encoder = encoder
         limit = cache_mb * 2**20
@@ -91,6 +103,7 @@ class Engine:
         cache_mb: int = 64,
         threads: int = 0,
         dtype: str = "auto",
+        long_texts: LongTexts = "head",
     ) -> Engine:
         """An engine of "base", a model folder, or a hub id ("owner/name").
 
@@ -102,6 +115,8 @@ class Engine:
             cache_mb: memory for answers to texts seen before; 0 turns it off.
             threads: of one forward pass on the CPU, for the whole process; 0 leaves torch's choice.
             dtype: "auto" (bfloat16 where the processor computes in it, else float32), "float32", "bfloat16".
+            long_texts: of a text longer than 256 tokens, "head" reads the beginning, "head+tail" both ends, "windows"
+                all of it (up to 16 windows).
 
         Raises:
             ModelUnavailable, ModelCorrupt, PackError: see `model.errors`; each says what mends it.
@@ -110,8 +125,8 @@ class Engine:
             torch.set_num_threads(threads)
         place = _device(device)
         folder = _folder(name, cache_dir or default_cache_dir())
-        encoder = Encoder(folder, place, _dtype(dtype, place))
-        checksum = weights_checksum(folder)
+        encoder = (CudaEncoder if place.type == "cuda" else Encoder)(folder, place, _dtype(dtype, place), long_texts)
+        checksum = calibrated_checksum(folder)
         trained, center = read_heads(folder, encoder.dim) or ([], shipped_center(encoder.dim))
         heads = {head.facet.name: head for head in trained}
         basis: list[tuple[Facet, Calibration | None]] = []
@@ -125,7 +140,9 @@ class Engine:
                                     "`python -m trainer.calibrate` fits them", facet.name, pack.path)  # fmt: skip
                     basis.append((facet, calibration))
                     heads[facet.name] = phrase_head(facet, encoder.embed, center, calibration)
-        content = hashlib.sha256(msgspec.json.encode([checksum, basis]) + center.tobytes())
+        content = hashlib.sha256(msgspec.json.encode([weights_checksum(folder), basis]) + center.tobytes())
+        content.update(f"{encoder.pooling} {long_texts}".encode())
+        content.update(compressed.identity(folder))
         for head in trained:
             content.update(msgspec.json.encode(head.facet) + head.weight.tobytes() + head.bias.tobytes())
         version = f"{Path(name).name}-{content.hexdigest()[:8]}"
@@ -141,9 +158,7 @@ class Engine:
         if folder.exists():
             raise ModelError(f"{folder} is there already: models are written to new folders and never changed")
         folder.mkdir(parents=True)
-        for name in (*MODEL_FILES, *OTHER_FILES):
-            if (self._folder / name).is_file():
-                shutil.copyfile(self._folder / name, folder / name)
+        copy_files(self._folder, folder, (*MODEL_FILES, *(name for name in OTHER_FILES if name != "heads.*")))
         trained = [head for head in self.heads if not head.facet.phrases]
         if trained:
             write_heads(folder, trained, self.center)
@@ -163,7 +178,8 @@ class Engine:
     def score(self, texts: Sequence[str]) -> dict[str, Array]:
         """Calibrated probabilities per facet: float32 [len(texts), labels], columns as in `labels`."""
         found = features(self.embed(texts), self.center)
-        return {head.facet.name: head.probabilities(found) for head in self.heads}
+        probabilities = self._stacked.probabilities(found)
+        return {facet: probabilities[:, columns] for facet, columns in self._stacked.columns.items()}
 
     def evidence(self, texts: Sequence[str], source: Source) -> list[Evidence]:
         """What each text says: (index in `label_refs`, probability to 4 decimals) of the labels whose probability
@@ -178,23 +194,24 @@ class Engine:
             return [fresh[key] if pairs is None else pairs for key, pairs in zip(keys, found, strict=True)]
         return found  # type: ignore[return-value]  # nothing is missing
 
+    def explain(self, text: str, facet: str, label: str) -> Explanation:
+        """What each word of `text` does for a label's score; see `model.explain`. On demand, not in a stream: it
+        costs about 40 times an embedding.
+
+        Raises:
+            ModelError: the engine has no such facet or label.
+        """
+        head = next((head for head in self.heads if head.facet.name == facet), None)
+        if head is None:
+            raise ModelError(f"facet {facet!r} is not of this model; it has {', '.join(self.labels)}")
+        if label not in head.facet.labels:
+            raise ModelError(f"label {label!r} is not of facet {facet!r}, which has {', '.join(head.facet.labels)}")
+        return explain(self._encoder, head, self.center, text, label, self.version)
+
     def _weigh(self, texts: list[str], source: Source) -> list[Evidence]:
         found = features(self.embed(texts), self.center)
-        pairs: list[list[tuple[int, float]]] = [[] for _ in texts]
-        start = 0
-        for head in self.heads:
-            facet = head.facet
-            if source in facet.sources:
-                scores = head.probabilities(found)
-                for row in np.flatnonzero((scores >= facet.threshold).any(axis=1)):
-                    best = np.argsort(-scores[row], kind="stable")[: facet.top_k]
-                    pairs[row] += [
-                        (start + int(label), round(float(scores[row, label]), 4))
-                        for label in best
-                        if scores[row, label] >= facet.threshold
-                    ]
-            start += len(facet.labels)
-        return [tuple(said) if text.strip() else () for said, text in zip(pairs, texts, strict=True)]
+        said = self._stacked_by_source[source].evidence(found)
+        return [pairs if text.strip() else () for pairs, text in zip(said, texts, strict=True)]
 
     def stats(self) -> dict[str, int]:
         """Since the start: `hits` (texts whose evidence or embedding was remembered), `misses` (texts that went
@@ -257,7 +274,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, *OTHER_FILES, "heads.*", CHECKSUMS]))
+        return Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, *OTHER_FILES, CHECKSUMS]))
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
         raise ModelUnavailable(
             f"there is no folder {name!r}, and as a hub id it can't be fetched ({type(error).__name__}): check the "
