@@ -54,3 +54,14 @@ class BoundedCache(Generic[K, V]):
             while self.bytes > self.max_bytes:
                 key, value = self._entries.popitem(last=False)
                 self.bytes -= self._size_of(key, value) + ENTRY_BYTES
+
+
+def remembered(cache: BoundedCache[K, V], keys: Sequence[K], compute: Callable[[list[K]], Sequence[V]]) -> list[V]:
+    """The value of each key, from the cache or from `compute`, which gets each missing key once."""
+    found = cache.get_many(keys)
+    missing = list(dict.fromkeys(key for key, value in zip(keys, found, strict=True) if value is None))
+    if not missing:
+        return found  # type: ignore[return-value]
+    fresh = dict(zip(missing, compute(missing), strict=True))
+    cache.put_many(fresh.items())
+    return [fresh[key] if value is None else value for key, value in zip(keys, found, strict=True)]

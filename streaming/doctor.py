@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from pydantic import SecretStr
 
 from streaming.errors import BrokerUnavailable, SettingsError
 from streaming.settings import Settings, load
@@ -64,10 +65,16 @@ def run(*, deep: bool) -> Iterator[Check]:
         ("packs", check_packs),
         ("model", check_model_loads if deep else check_model),
     ]
+    yield from _together(checks, settings)
+    # alone: it may measure
+    yield from _together([("engines", measure_engines if deep else check_engines)], settings)
+
+
+def _together(checks: list[tuple[str, Callable[[Settings], Check]]], settings: Settings) -> Iterator[Check]:
     started = time.monotonic()
     answers = [_in_thread(name, check, settings) for name, check in checks]
     for (name, check), answer in zip(checks, answers, strict=True):
-        timeout_s = DEEP_TIMEOUT_S if check is check_model_loads else TIMEOUT_S
+        timeout_s = DEEP_TIMEOUT_S if check in (check_model_loads, measure_engines) else TIMEOUT_S
         try:
             yield answer.get(timeout=max(0.0, started + timeout_s - time.monotonic()))
         except queue.Empty:
@@ -131,9 +138,12 @@ def check_http(settings: Settings) -> Check:
     where = f"{settings.http_host}:{settings.http_port}"
     if is_loopback(settings.http_host):
         return Check("http", True, f"{where} is loopback only")
-    if not settings.api_key:
+    if not settings.admits_by_key:
         return Check("http", False, f"{where} is open to the network without a key",
-                     "set LIMNER_API_KEY, or LIMNER_HTTP_HOST=127.0.0.1")  # fmt: skip
+                     "set LIMNER_KEYS_FILE or LIMNER_API_KEY, or LIMNER_HTTP_HOST=127.0.0.1")  # fmt: skip
+    if not settings.http_cert:
+        return Check("http", True, f"{where} asks for a key, unencrypted",
+                     "set LIMNER_HTTP_CERT and LIMNER_HTTP_KEY, unless a proxy before it speaks HTTPS")  # fmt: skip
     return Check("http", True, f"{where} asks for a key")
 
 
@@ -267,6 +277,35 @@ def check_model_loads(settings: Settings) -> Check:
     )
 
 
+def check_engines(settings: Settings) -> Check:
+    """How many engines a worker starts, and what that was chosen by."""
+    from model import autotune
+
+    if settings.engines:
+        return Check("engines", True, f"{settings.engines}, as set")
+    found = autotune.kept(settings.model, settings.cache_dir)
+    if found is None:
+        return Check("engines", True, "not measured here yet (the first worker or --deep does, on an idle machine)")
+    return Check("engines", True, autotune.words(found))
+
+
+def measure_engines(settings: Settings) -> Check:
+    """`check_engines`, but measured now if it was not."""
+    from model import autotune
+    from model.errors import ModelError
+    from streaming import engines
+
+    if settings.engines:
+        return check_engines(settings)
+    try:
+        found = autotune.tuned(settings.model, settings.cache_dir, engines.start_of(settings))
+    except ModelError as error:
+        return Check("engines", False, str(error), "see model")
+    if not found.by_processes:
+        return Check("engines", True, "not measured: this machine is busy with something else", "try on an idle one")
+    return Check("engines", True, autotune.words(found))
+
+
 def settings_table(settings: Settings | None) -> list[dict[str, Any]]:
     """Every setting: name of its variable, value (absent without `settings`), default, description.
 
@@ -274,16 +313,16 @@ def settings_table(settings: Settings | None) -> list[dict[str, Any]]:
     """
     rows = []
     for name, field in Settings.model_fields.items():
-        value = {} if settings is None else {"value": _shown(name, getattr(settings, name))}
-        default = _shown(name, field.get_default(call_default_factory=True))
+        value = {} if settings is None else {"value": _shown(getattr(settings, name))}
+        default = _shown(field.get_default(call_default_factory=True))
         rows.append(
             {"name": f"LIMNER_{name.upper()}", **value, "default": default, "description": field.description or ""}
         )
     return rows
 
 
-def _shown(name: str, value: Any) -> Any:
-    if name == "api_key":
+def _shown(value: Any) -> Any:
+    if isinstance(value, SecretStr):
         return "***" if value else ""
     if isinstance(value, str):
         return masked(value)

@@ -21,6 +21,7 @@ EVENTS = Counter("limner_events_total", "Events merged into a profile, or alread
 DEAD_LETTERS = Counter(
     "limner_dead_letters_total", "Records or items sent to the dead-letter topic.", ["source", "reason"]
 )
+CONTROLS = Counter("limner_controls_total", "Controls carried out.", ["type"])
 BATCH_RECORDS = Histogram("limner_batch_records", "Kafka records in one batch.", ["source"],
                           buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024))  # fmt: skip
 STAGE_SECONDS = Histogram(
@@ -40,14 +41,27 @@ HTTP_SECONDS = Histogram("limner_http_request_seconds", "Time of one HTTP reques
                          buckets=_SECONDS)  # fmt: skip
 
 
-class TextCache:
-    """The engine's own counts, read when someone asks. `stats` gives at least hits, misses and bytes."""
+class Engines:
+    """What a pool of engines counts itself, read when someone asks. `stats` is `model.pool.EnginePool.stats`."""
 
     def __init__(self, stats: Callable[[], Mapping[str, int]]) -> None:
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
-        yield CounterMetricFamily("limner_text_cache_hits", "Texts that the model had read before.", stats["hits"])
-        yield CounterMetricFamily("limner_text_cache_misses", "Texts that went through the model.", stats["misses"])
-        yield GaugeMetricFamily("limner_text_cache_bytes", "Memory of what the model read before.", stats["bytes"])
+        for name, words, key in (
+            ("limner_text_cache_hits", "Texts whose answer was in memory.", "hits"),
+            ("limner_text_disk_hits", "Texts whose answer was on disk.", "disk_hits"),
+            ("limner_text_cache_misses", "Texts that went through the model.", "misses"),
+            ("limner_engine_windows", "Windows of texts that engines took.", "windows"),
+            ("limner_engine_window_texts", "Texts in these windows.", "window_texts"),
+            ("limner_engine_window_tokens", "Tokens in these windows, about.", "window_tokens"),
+            ("limner_engine_restarts", "Engine processes that were replaced.", "restarts"),
+        ):
+            yield CounterMetricFamily(name, words, stats[key])
+        for name, words, key in (
+            ("limner_text_cache_bytes", "Memory of answers to texts seen before.", "bytes"),
+            ("limner_engine_waiting_tokens", "Tokens that wait for an engine, about.", "waiting_tokens"),
+            ("limner_engines", "Engine processes that run.", "engines"),
+        ):
+            yield GaugeMetricFamily(name, words, stats[key])

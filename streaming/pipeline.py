@@ -18,7 +18,7 @@ from streaming.scrub import clean
 
 
 class Scorer(Protocol):
-    """What the pipeline asks of a model; `model.Engine` is one."""
+    """What the pipeline asks of a model; `model.pool.EnginePool` is one, `model.Engine` another."""
 
     @property
     def version(self) -> str: ...

@@ -14,7 +14,7 @@ from streaming.errors import SettingsError
 
 
 @click.command()
-@click.option("--deep", is_flag=True, help="Also load the model and embed one text (about 10 s).")
+@click.option("--deep", is_flag=True, help="Also load the model, and measure this machine once (about 30 s).")
 @click.option("--settings", "list_settings", is_flag=True, help="List every setting: value, default, description.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(deep: bool, list_settings: bool, as_json: bool) -> None:

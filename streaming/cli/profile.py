@@ -25,12 +25,20 @@ _AGES = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000))
 @click.argument("customer_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /v1/profiles/ID answers.")
 @click.option("--explain", is_flag=True, help="Also show which events and which model each label comes from.")
-def profile(customer_id: str, as_json: bool, explain: bool) -> None:
+@click.option("--export", is_flag=True, help="Print all that limner holds of the customer, Kafka searched, as JSON.")
+def profile(customer_id: str, as_json: bool, explain: bool, export: bool) -> None:
     """Show one customer's profile, as of now.
 
     Exit code 1 when there is none.
     """
     settings = settings_.load()
+    if export:
+        from streaming.cli.common import run, valid_id
+        from streaming.controls.export import export as everything
+
+        known = run(settings, lambda store: everything(settings, store, valid_id(customer_id), now_ms()))
+        click.echo(msgspec.json.format(msgspec.json.encode(known)).decode())
+        return
     with ProfileClient(settings.redis, namespace=settings.namespace, timeout_s=settings.store_timeout_s) as profiles:
         try:
             found = profiles.get(customer_id)

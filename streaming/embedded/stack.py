@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -89,6 +90,8 @@ def running(settings: Settings, *, workers: int, say: Say) -> Iterator[Stack]:
         say("topics", f"{settings.partitions} partitions each on {settings.kafka}{own}")
 
         environment = _environment(settings)
+        if workers > 1 and not settings.engines:  # each would take what was measured for one
+            environment["LIMNER_ENGINES"] = str(max(1, (os.cpu_count() or 1) // workers))
         started_workers: list[Child] = []
         for number in range(1, workers + 1):
             port = free_port()

@@ -52,6 +52,7 @@ def test_running_servers_pass(tmp_path: Path, broker: Broker, store: Store) -> N
         "clock",
         "packs",
         "model",
+        "engines",
     ]
     assert "appendonly yes" in checks["store"].fix  # the embedded store keeps nothing: a warning
     assert "chat-events, order-events" in checks["topics"].detail
@@ -90,7 +91,7 @@ def test_a_check_that_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch)
         checks = {check.name: check for check in doctor.run(deep=False)}
         assert time.monotonic() - started < 2.5
     assert not checks["broker"].ok and "no answer within 1 s" in checks["broker"].detail
-    assert list(checks)[-1] == "model"
+    assert list(checks)[-2:] == ["model", "engines"]
 
 
 def test_missing_and_differing_topics(tmp_path: Path) -> None:
