@@ -7,9 +7,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.admin import ConfigResource, KafkaAdminClient, NewTopic
 from kafka.errors import KafkaError
 
+from streaming.access.kafka import python_options
 from streaming.errors import BrokerUnavailable, LimnerError
 from streaming.settings import Settings
 
@@ -20,6 +21,7 @@ REQUEST_MS = 15_000
 # 8 hex digits: two incarnations of one topic share them once in 4,000 million, and the fence stays short.
 EPOCH_DIGITS = 8
 
+_TOPIC_AUTHORIZATION_FAILED = 29
 _TOPIC_ALREADY_EXISTS = 36  # another process was quicker: as good as having created it
 
 
@@ -59,40 +61,49 @@ def connect(settings: Settings) -> KafkaAdminClient:
     """
     try:
         return KafkaAdminClient(
-            bootstrap_servers=settings.kafka.split(","),
+            **python_options(settings),
             client_id="limner-admin",
             bootstrap_timeout_ms=BOOTSTRAP_MS,
             request_timeout_ms=REQUEST_MS,
         )
     except (KafkaError, ValueError, OSError) as error:
-        raise BrokerUnavailable(
-            f"no Kafka at {settings.kafka}: start it there, or set LIMNER_KAFKA to HOST:PORT of one that runs "
-            f"({type(error).__name__})"
-        ) from None
+        fix = "start it there, or set LIMNER_KAFKA to HOST:PORT of one that runs"
+        if settings.kafka_security != "PLAINTEXT":  # the client does not say which of both it was
+            fix += (
+                f"; if one does, it refuses this client by {settings.kafka_security}: see LIMNER_KAFKA_SECURITY, "
+                "LIMNER_KAFKA_SASL, LIMNER_KAFKA_USER and its password, LIMNER_KAFKA_CA, LIMNER_KAFKA_CERT"
+            )
+        raise BrokerUnavailable(f"no Kafka at {settings.kafka}: {fix} ({type(error).__name__})") from None
 
 
 def ensure_topics(settings: Settings, *, create: bool = True) -> list[TopicState]:
-    """Create the missing ones of limner's four topics (not with `create=False`) and verify the others.
+    """Create the missing ones of limner's five topics (not with `create=False`) and verify the others.
 
-    Returns one state a topic: chats, orders, deltas, dead letters. An existing topic is never changed.
+    Returns one state a topic: chats, orders, deltas, dead letters, controls. An existing topic is never changed.
 
     Raises:
         BrokerUnavailable: no broker, or it refused a topic (the message says which and why).
     """
-    # Deltas are what a lost store is rebuilt from, so they are kept for good.
+    # Compacted, with a key for each record: nothing goes but what is deleted by name, which an erasure does.
+    # A segment that is written to is not compacted, nor does a deletion's own record go before `delete.retention.ms`.
+    within = str(round(settings.compaction_s * 1000))
+    erasable = {"max.compaction.lag.ms": within, "segment.ms": within, "delete.retention.ms": within}
+    # Deltas and controls are what a lost store is rebuilt from, so they are kept for good.
+    kept = {"cleanup.policy": "compact", "retention.ms": "-1", **erasable}
     wanted: dict[str, dict[str, str]] = {
         settings.chat_topic: {},
         settings.order_topic: {},
-        settings.delta_topic: {"retention.ms": "-1"},
-        settings.dead_letter_topic: {},
+        settings.delta_topic: kept,
+        settings.dead_letter_topic: {"cleanup.policy": "compact,delete", **erasable},
+        settings.control_topic: kept,
     }
     with closing(connect(settings)) as admin:
         try:
-            found = _describe(admin, wanted)
+            found = _describe(admin, settings, wanted)
             missing = [topic for topic in wanted if topic not in found]
             if missing and create:
                 _create(admin, settings, {topic: wanted[topic] for topic in missing})
-                found = _describe(admin, wanted)
+                found = _describe(admin, settings, wanted)
         except KafkaError as error:
             raise BrokerUnavailable(f"Kafka at {settings.kafka} refused to list or create topics: {error}") from None
     return [
@@ -117,7 +128,7 @@ def topic_epochs(settings: Settings, topics: Iterable[str]) -> dict[str, str]:
     topics = list(topics)
     with closing(connect(settings)) as admin:
         try:
-            found = _describe(admin, topics)
+            found = _describe(admin, settings, topics)
         except KafkaError as error:
             raise BrokerUnavailable(f"Kafka at {settings.kafka} refused to list topics: {error}") from None
     if missing := [topic for topic in topics if topic not in found]:
@@ -125,9 +136,32 @@ def topic_epochs(settings: Settings, topics: Iterable[str]) -> dict[str, str]:
     return {topic: _epoch(found[topic]) for topic in topics}
 
 
-def _describe(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str, Any]:
+def retention_ms(settings: Settings, topics: Iterable[str]) -> dict[str, int | None]:
+    """topic -> how long the broker keeps its records, ms; -1: for ever; None: it does not say (the embedded one).
+
+    Raises:
+        BrokerUnavailable
+    """
+    topics = list(topics)
+    with closing(connect(settings)) as admin:
+        try:
+            found = admin.describe_configs([ConfigResource("TOPIC", topic) for topic in topics])["topic"]
+        except KafkaError as error:
+            raise BrokerUnavailable(f"Kafka at {settings.kafka} refused to describe topics: {error}") from None
+    told = {topic: found.get(topic, {}).get("retention.ms", {}).get("value") for topic in topics}
+    return {topic: None if value is None else int(value) for topic, value in told.items()}
+
+
+def _describe(admin: KafkaAdminClient, settings: Settings, topics: Iterable[str]) -> dict[str, Any]:
     # An unknown topic comes back with an error code and without partitions.
-    return {found["name"]: found for found in admin.describe_topics(list(topics)) if found["partitions"]}
+    described = admin.describe_topics(list(topics))
+    if hidden := [found["name"] for found in described if found["error_code"] == _TOPIC_AUTHORIZATION_FAILED]:
+        who = f"user {settings.kafka_user}" if settings.kafka_user else "this client"
+        raise BrokerUnavailable(
+            f"Kafka at {settings.kafka} does not show {', '.join(hidden)} to {who}: "
+            f"allow it Describe on them (deploy/acl/kafka.sh)"
+        )
+    return {found["name"]: found for found in described if found["partitions"]}
 
 
 def _create(admin: KafkaAdminClient, settings: Settings, configs: dict[str, dict[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""The Faust application of a worker: one agent a source, concurrency 1, whole batches acknowledged in order."""
+"""The Faust application of a worker: one agent a topic, concurrency 1, whole batches acknowledged in order."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import redis.asyncio
 from faust.exceptions import ConsumerNotStarted
 
 from streaming import logs, metrics
+from streaming.access.kafka import faust_credentials
 from streaming.agents import health, take
 from streaming.agents.settle import DependencyGone, Settler
 from streaming.agents.transport import App
+from streaming.controls.agent import Controller
+from streaming.controls.erasure import Eraser
+from streaming.controls.store import ControlStore
 from streaming.events.types import Position, Record, Source
 from streaming.intake.async_send import AsyncSender
 from streaming.pipeline import Outcome, Scorer
@@ -31,12 +35,17 @@ _BUFFER = 2_048
 # next is processed. More would only be repeated after a crash.
 _UNSETTLED = 2
 
+# Controls acknowledged together: an erasure takes seconds, and a crash repeats those before it.
+_CONTROLS = 16
+
 
 def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> App:
     """Wire topics, agents and store. `epochs` names the incarnation of each source topic (see `Position`)."""
     app = App(
         settings.group,
         broker=[f"aiokafka://{address.strip()}" for address in settings.kafka.split(",")],
+        broker_credentials=faust_credentials(settings),
+        datadir=settings.cache_dir / "faust",  # it makes empty folders there, by default in the current one
         web_enabled=False,
         autodiscover=False,
         topic_disable_leader=True,
@@ -55,7 +64,11 @@ def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> App
     client = redis.asyncio.from_url(
         settings.redis, socket_timeout=settings.store_timeout_s, socket_connect_timeout=settings.store_timeout_s
     )
-    store, sender = ProfileStore(client, settings.namespace), AsyncSender(settings)
+    store = ProfileStore(
+        client, settings.namespace, analytics=settings.consent["analytics"], retention_ms=settings.retention_ms
+    )
+    sender = AsyncSender(settings)
+    controller = Controller(Eraser(settings, ControlStore(client, settings.namespace), sender))
 
     def agent(source: Source, topic: str, most: int, within_ms: float) -> None:
         mine = Settler(source, settings, scorer, store, sender)
@@ -76,6 +89,20 @@ def create(settings: Settings, scorer: Scorer, epochs: Mapping[str, str]) -> App
             concurrency=1,
         )(consume)
 
+    async def control(stream: Any) -> None:
+        async for events in take.batches(stream, _CONTROLS, 0):
+            records = [record_of(event.message, epochs[settings.control_topic]) for event in events]
+            await _or_end(controller.settle(records))
+            for event in events:
+                event.ack()
+
+    app.agent(
+        app.topic(
+            settings.control_topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
+        ),
+        name="limner.control",
+        concurrency=1,
+    )(control)
     agent("order", settings.order_topic, settings.order_batch, settings.order_within_ms)
     agent("chat", settings.chat_topic, settings.chat_batch, settings.chat_within_ms)
 

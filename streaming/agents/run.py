@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import mode.loop
 
@@ -22,7 +23,7 @@ def run(settings: Settings, scorer: Scorer) -> None:
     Raises:
         BrokerUnavailable, LimnerError: no broker, or a source topic is missing.
     """
-    epochs = kafka_admin.topic_epochs(settings, [settings.chat_topic, settings.order_topic])
+    epochs = kafka_admin.topic_epochs(settings, [settings.chat_topic, settings.order_topic, settings.control_topic])
     worker = faust.Worker(
         app.create(settings, scorer, epochs), loglevel=settings.log_level.upper(), redirect_stdouts=False
     )
@@ -31,4 +32,6 @@ def run(settings: Settings, scorer: Scorer) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    # While a batch is decoded or built in its thread, the event loop gets its turn after this long, not after 5 ms.
+    sys.setswitchinterval(0.001)
     worker.execute_from_commandline()

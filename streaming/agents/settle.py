@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import TypeVar
 
+from model.errors import EngineFailed
 from streaming import logs, metrics
-from streaming.agents.messages import dead_letter_message, delta_message
+from streaming.agents.messages import dead_letter_message, delta_message, without_delta
 from streaming.errors import BrokerUnavailable, LimnerError, StoreUnavailable
-from streaming.events.types import DeadLetter, Record, Source
+from streaming.events.types import DeadLetter, Position, Record, Source
 from streaming.intake.async_send import AsyncSender
 from streaming.pipeline import Outcome, Scorer, process
 from streaming.profiles.delta import Delta
@@ -78,7 +79,10 @@ class Settler:
             DependencyGone: Redis stays away.
         """
         with metrics.STAGE_SECONDS.labels(self.source, "merge").time():
-            refused = await self._insist(lambda: self._merge(outcome))
+            refused, erased = await self._insist(lambda: self._merge(outcome))
+        if erased:  # events of before an erasure that came only now: their deltas were published all the same
+            messages = [without_delta(self.settings.delta_topic, delta) for delta in erased]
+            await self._insist(lambda: self.sender.send(messages))
         if refused:
             outcome = await self._bury(records, outcome, refused)
         self._count(records, outcome)
@@ -90,6 +94,8 @@ class Settler:
         settings = self.settings
         try:
             return process(records, self.source, self.scorer, settings.limits, settings.max_text_bytes, self.now_ms())
+        except EngineFailed as error:
+            raise DependencyGone(f"there is no engine any more: {error}") from error
         except Exception as error:  # noqa: BLE001  whatever a text does to the model must not lose its neighbours
             if len(records) > 1:
                 middle = len(records) // 2
@@ -110,20 +116,20 @@ class Settler:
         except Exception:  # noqa: BLE001
             raise DependencyGone(f"the model fails on every text ({type(error).__name__})") from error
 
-    async def _merge(self, outcome: Outcome) -> list[tuple[Delta, str]]:
+    async def _merge(self, outcome: Outcome) -> tuple[list[tuple[Position, str]], list[Delta]]:
         try:
-            await self.store.merge(outcome.deltas)
+            return [], await self.store.merge(outcome.deltas)
         except MergeRefused as error:
-            return error.deltas
-        return []
+            return error.refused, error.erased
 
-    async def _bury(self, records: Sequence[Record], outcome: Outcome, refused: Sequence[tuple[Delta, str]]) -> Outcome:
-        """Make dead letters of the records whose deltas the store refused."""
+    async def _bury(
+        self, records: Sequence[Record], outcome: Outcome, refused: Sequence[tuple[Position, str]]
+    ) -> Outcome:
+        """Make dead letters of the records that the store refused."""
         by_position = {record.position: record for record in records}
         dead = [
             DeadLetter(by_position[position], "refused", words, by_position[position].value)
-            for delta, words in refused
-            for position in delta.positions
+            for position, words in refused
         ]
         await self.publish(Outcome([], dead, 0))
         return Outcome(outcome.deltas, outcome.dead + dead, outcome.events - len(dead))
@@ -138,17 +144,25 @@ class Settler:
         metrics.EVENTS.labels(self.source).inc(outcome.events)
 
     async def _insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat `attempt` while store or broker is away, for `store_patience_s` at most."""
-        started = time.monotonic()
-        waits = chain(_BACKOFF_S, repeat(_BACKOFF_S[-1]))
-        while True:
-            try:
-                return await attempt()
-            except (BrokerUnavailable, StoreUnavailable) as error:
-                dependency = "kafka" if isinstance(error, BrokerUnavailable) else "redis"
-                metrics.RETRIES.labels(dependency).inc()
-                away_s = time.monotonic() - started
-                if away_s > self.settings.store_patience_s:
-                    raise DependencyGone(f"{dependency} has been away for {away_s:.0f} s: {error}") from error
-                log.warning("dependency away, trying again", dependency=dependency, error=str(error))
-                await asyncio.sleep(next(waits))
+        return await insist(attempt, self.settings.store_patience_s)
+
+
+async def insist(attempt: Callable[[], Awaitable[T]], patience_s: float) -> T:
+    """Repeat `attempt` while store or broker is away, for `patience_s` at most.
+
+    Raises:
+        DependencyGone
+    """
+    started = time.monotonic()
+    waits = chain(_BACKOFF_S, repeat(_BACKOFF_S[-1]))
+    while True:
+        try:
+            return await attempt()
+        except (BrokerUnavailable, StoreUnavailable) as error:
+            dependency = "kafka" if isinstance(error, BrokerUnavailable) else "redis"
+            metrics.RETRIES.labels(dependency).inc()
+            away_s = time.monotonic() - started
+            if away_s > patience_s:
+                raise DependencyGone(f"{dependency} has been away for {away_s:.0f} s: {error}") from error
+            log.warning("dependency away, trying again", dependency=dependency, error=str(error))
+            await asyncio.sleep(next(waits))

@@ -7,6 +7,7 @@ from typing import Any
 
 from confluent_kafka import Producer
 
+from streaming.access.kafka import librdkafka_options
 from streaming.settings import Settings
 
 # librdkafka reports lost connections here; without a configured log they must not run into a progress bar.
@@ -22,7 +23,7 @@ def producer(settings: Settings, **extra: Any) -> Producer:
     the queue is full (poll, then try again).
     """
     config: dict[str, Any] = {
-        "bootstrap.servers": settings.kafka,
+        **librdkafka_options(settings),
         "client.id": "limner",
         # A retry after a lost acknowledgement must not write a record twice or out of order.
         "enable.idempotence": True,

@@ -60,6 +60,11 @@ class Delta:
         return cls(content["id"], tuple(map(tuple, content["l"])), positions, data)
 
 
+def holds_before(data: bytes, erased_at: int) -> bool:
+    """Whether a published delta holds an event of up to `erased_at`, epoch ms."""
+    return any(entry[3] <= erased_at for entry in unpack(data)["e"])
+
+
 def build(
     scored: Iterable[Scored],
     source: Source,

@@ -1,17 +1,21 @@
 -- Merge deltas into profiles, atomically. Shapes: schema.py.
--- KEYS[i] a profile, ARGV[i] the delta for it: each of a customer of its own, or of several in a row.
--- `store.py` puts the constants (RING, ...) in front.
+-- KEYS[2i-1] a profile, KEYS[2i] the tombstone of an erasure (or nothing there), ARGV[1] a msgpack list of the
+-- deltas (one argument: each costs the client half a microsecond): each of a customer of its own, or of several
+-- in a row.
+-- `store.py` puts the constants (RING, ...), ANALYTICS and RETENTION in front.
 --
--- Returns for each, as msgpack, [applied, created, bytes, scores]: events applied, 1 when the profile is new, its
--- size, and for the delta's labels a flat [index, A, ...] with A = log2 of the undecayed sum in half-lives since
--- the epoch. A is what audience sets are ordered by. It is returned for a repeat too: the first time may have
--- ended between the merge and the audience's update. A delta that can't be merged gives [-1, why].
+-- Returns for each, as msgpack, [applied, created, bytes, scores, expired, erased, refused, why]: events applied,
+-- 1 when the profile is new, its size, and for the delta's labels a flat [index, A, ...] with A = log2 of the
+-- undecayed sum in half-lives since the epoch. A is what audience sets are ordered by. It is returned for a repeat
+-- too: the first time may have ended between the merge and the audience's update. `expired`: flat [facet, label,
+-- ...] that the profile no longer shows. `erased`: how many events an erasure covers. `refused`: offsets of single
+-- events that can't be merged, and why; told again for a repeat, whose first time may have ended before anyone knew.
+-- A delta that can't be merged as a whole gives [-1, why].
 
 local LN2 = math.log(2)
 
 local delta, profile, source -- of the customer at hand
 local products -- unpacked when an order comes
-local refusal -- why the delta can't be merged
 
 -- log2 of a sum, in half-lives since the epoch: comparable between any two times
 local function absolute(w, t, half_life)
@@ -130,21 +134,20 @@ local function add_product(line, ts)
   products[at + 2] = '\147' .. cmsgpack.pack(line[2], ts, line[3])
 end
 
+local function one_currency_too_many(currency)
+  local money = profile.o and profile.o.m
+  if not money or money[currency] then return false end
+  local known = 0
+  for _ in pairs(money) do known = known + 1 end
+  return known >= MAX_CURRENCIES
+end
+
 local function add_order(order, ts)
   local status, currency, value = order[1], order[2], order[3]
   local all = profile.o or {n = 0, c = 0, r = 0, q = 0, k = 0, m = {}}
   profile.o = all
-  local money = all.m[currency]
-  if not money then
-    local known = 0
-    for _ in pairs(all.m) do known = known + 1 end
-    if known >= MAX_CURRENCIES then
-      refusal = 'orders of one customer in more than ' .. MAX_CURRENCIES .. ' currencies'
-      return
-    end
-    money = {0, 0, 0}
-    all.m[currency] = money
-  end
+  local money = all.m[currency] or {0, 0, 0}
+  all.m[currency] = money
   if status == 'placed' then
     all.n = all.n + 1
     if not all.a or ts < all.a then all.a = ts end
@@ -250,12 +253,58 @@ local function refuse(why)
   return cmsgpack.pack({-1, why})
 end
 
-local function merge(key, bytes)
-  delta = cmsgpack.unpack(bytes)
+-- what a customer says of analytics decides over everything that is told of them but the mere count of events
+local function may_analyse()
+  local said = profile.c and profile.c.analytics
+  if said then return said[1] end
+  return ANALYTICS
+end
+
+local function shown(facet, label)
+  for _, it in pairs(profile.s) do
+    local flat = it.l and it.l[facet]
+    if flat and find(flat, label) then return true end
+  end
+  return false
+end
+
+-- drop labels whose newest evidence is older than their facet may be kept; what no source shows any more is returned
+local function expire(now)
+  local gone = {}
+  for name, keep in pairs(RETENTION) do
+    for _, it in pairs(profile.s) do
+      local facet = it.l and it.l[name]
+      if facet then
+        for at = #facet - 1, 2, -2 do
+          local _, t = unpack_sum(facet[at + 1])
+          if t < now - keep then
+            gone[facet[at]] = name
+            remove(facet, at, 2)
+          end
+        end
+        if #facet == 1 then it.l[name] = nil end
+        if not next(it.l) then it.l = nil end
+      end
+    end
+  end
+  local expired = {}
+  for label, name in pairs(gone) do
+    if not shown(name, label) then
+      expired[#expired + 1] = name
+      expired[#expired + 1] = label
+    end
+  end
+  return expired
+end
+
+-- one read and one write for all: a call of Redis costs a fiftieth of a merge
+local values = redis.call('MGET', unpack(KEYS))
+local written = {} -- profile key -> bytes
+
+local function merge(key, stored, erased_at)
   if delta.v ~= DELTA_VERSION then
     return refuse('delta has version ' .. tostring(delta.v) .. ', expected ' .. DELTA_VERSION)
   end
-  local stored = redis.call('GET', key)
   if stored then
     local readable, content = pcall(cmsgpack.unpack, stored)
     if not readable then return refuse('the stored profile is not msgpack') end
@@ -264,51 +313,84 @@ local function merge(key, bytes)
       return refuse('profile has schema version ' .. tostring(profile.v) .. ', this worker writes '
         .. PROFILE_VERSION .. ': upgrade the worker')
     end
-  else
-    profile = {v = PROFILE_VERSION, id = delta.id, f = {}, s = {}}
+    if erased_at > (profile.x or -1) then stored = nil end -- what is about to be deleted
   end
+  if not stored then
+    profile = {v = PROFILE_VERSION, id = delta.id}
+    if erased_at >= 0 then profile.x = erased_at end
+  end
+  profile.f, profile.s = profile.f or {}, profile.s or {} -- one that holds only links or consent has none
   source = profile.s[delta.src] or {n = 0, r = ''}
-  products, refusal = nil, nil
+  products = nil
 
   local fence = profile.f[delta.f] or -1
   local highest = fence
-  local applied = 0
+  local applied, erased = 0, 0
+  local refused, expired -- rare: made when needed
+  local analysed = may_analyse()
 
   for _, entry in ipairs(delta.e) do
     local offset, event_id, ring_id, ts, evidence, order = entry[1], entry[2], entry[3], entry[4], entry[5], entry[6]
-    if offset > fence then -- the fence as it was: events of one envelope share an offset
+    if ts <= erased_at then
+      erased = erased + 1 -- and as if it had never been: it moves no fence and makes no profile
+    elseif order and analysed and one_currency_too_many(order[2]) then
+      refused = refused or {}
+      refused[#refused + 1] = offset
+      if offset > highest then highest = offset end
+    elseif offset > fence then -- the fence as it was: events of one envelope share an offset
       if offset > highest then highest = offset end
       if not in_ring(source.r, ring_id) then
         source.r = string.sub(source.r .. ring_id, -RING * RING_ID_CHARS)
         source.n = source.n + 1
         if not source.t or ts > source.t then source.t = ts end
-        for i = 1, #evidence, 2 do
-          add_evidence(delta.l[evidence[i] + 1], evidence[i + 1], ts, event_id)
+        if analysed then
+          for i = 1, #evidence, 2 do
+            add_evidence(delta.l[evidence[i] + 1], evidence[i + 1], ts, event_id)
+          end
+          if order then add_order(order, ts) end
         end
-        if order then add_order(order, ts) end
         applied = applied + 1
       end
     end
   end
 
-  if refusal then return refuse(refusal) end
-
-  local size = stored and #stored or 0
+  local size, created = stored and #stored or 0, 0
   if highest > fence then
     profile.f[delta.f] = highest
     if applied > 0 then
       profile.s[delta.src] = source
       profile.u = delta.at
     end
+    profile.e = next(RETENTION) and RETENTION -- for readers, who know no settings
+    if profile.e then expired = expire(delta.at) end
     local packed = packed_profile()
     if #packed > MAX_PROFILE_BYTES then packed = fit() end
-    redis.call('SET', key, packed)
+    written[key] = packed
     size = #packed
+    if not stored then created = 1 end
   end
 
-  return cmsgpack.pack({applied, stored and 0 or 1, size, audience_scores()})
+  local scores = audience_scores()
+  if not expired and not refused and erased == 0 then
+    return cmsgpack.pack({applied, created, size, scores})
+  end
+  return cmsgpack.pack({applied, created, size, scores, expired or {}, erased, refused or {},
+    'orders of one customer in more than ' .. MAX_CURRENCIES .. ' currencies'})
 end
 
 local results = {}
-for i, key in ipairs(KEYS) do results[i] = merge(key, ARGV[i]) end
+for i, it in ipairs(cmsgpack.unpack(ARGV[1])) do
+  delta = it
+  local key = KEYS[2 * i - 1]
+  local erased_at = values[2 * i]
+  results[i] = merge(key, written[key] or values[2 * i - 1], erased_at and tonumber(erased_at) or -1)
+end
+if next(written) then
+  local writes = {}
+  for key, packed in pairs(written) do
+    writes[#writes + 1] = key
+    writes[#writes + 1] = packed
+  end
+  redis.call('MSET', unpack(writes))
+end
 return results

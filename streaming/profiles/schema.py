@@ -47,7 +47,15 @@ Profile, a map; the merge script (`merge.lua`) writes it, `view` reads it.
                                takes the place and the count of the least). A msgpack of its own, which chats
                                needn't unpack: a flat list of PRODUCT_FIELDS values a product: sku, orders, and
                                a msgpack list again: quantity, newest ts, description
-    c, i        kept for consent and identity links. The script carries keys that it doesn't know.
+    c    map    purpose -> register: whether the customer grants it. Absent before the first word.
+    i    map    other customer_id -> register: whether the two are one person; and under the empty name whether
+                several people share this id, so that none of its links counts. Both ends of a link have it.
+                A profile that only has c or i has neither u, f nor s.
+    x    int    an erasure up to this event time (epoch ms) came before this profile began
+    e    map    facet -> how long its labels are kept after their newest evidence, ms; absent: no limit
+
+A register is [value, ts, tie]: of two writers the one of the later (ts, tie) wins. Only `register.lua` writes them.
+The script carries keys that it doesn't know.
 
 Lists are flat, and sums packed by themselves, because packing and unpacking is most of a merge: Lua's msgpack
 takes one long list in half the time of many short ones, and what a delta doesn't touch stays packed. It has no
@@ -58,6 +66,7 @@ from __future__ import annotations
 
 import hashlib
 from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -81,6 +90,8 @@ LABELS_PER_FACET = 32
 PRODUCT_FIELDS = 3
 # Sums of money can't be dropped, so their number is bounded: nobody shops in more; a program might.
 MAX_CURRENCIES = 16
+# Registers in `i`. A person has a few devices; what is linked more often is shared by many people.
+MAX_LINKS = 32
 # The cap on a profile. What goes first: provenance of all but the 8 strongest labels of each facet,
 # then the weaker half of the labels, then the smaller half of the products. Fences never go.
 MAX_PROFILE_BYTES = 16_384
@@ -94,6 +105,12 @@ def ring_id(event_id: str) -> str:
 def pack(value: Any) -> bytes:
     packed: bytes = msgpack.packb(value, use_bin_type=False)
     return packed
+
+
+def pack_list(packed: Sequence[bytes]) -> bytes:
+    """A msgpack list of what is packed already."""
+    head: bytes = msgpack.Packer().pack_array_header(len(packed))
+    return head + b"".join(packed)
 
 
 def unpack(data: bytes) -> Any:
@@ -112,7 +129,7 @@ def unfold(profile: bytes) -> dict[str, Any]:
     products -> {sku: [orders, quantity, ts, description]}.
     """
     content: dict[str, Any] = unpack(profile)
-    for source in content["s"].values():
+    for source in content.get("s", {}).values():
         for facet, flat in source.get("l", {}).items():
             labels = {}
             for at in range(1, len(flat), 2):

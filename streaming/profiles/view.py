@@ -12,16 +12,16 @@ that moment it counts for what it weighs then, never for more.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal
 
-import msgpack
 import msgspec
 
-from streaming.errors import LimnerError
-from streaming.profiles.schema import PRODUCT_FIELDS, PROFILE_VERSION, blob, unpack
+from streaming.profiles import stored
+from streaming.profiles.stored import ByLabel, Evidence, ProfileUnreadable, StoredOrders, StoredProduct
+
+__all__ = ["LabelStrength", "Money", "Orders", "Product", "Profile", "ProfileUnreadable", "fence", "read"]
 
 # Evidence within one half-life still has most of its weight.
 FRESH_HALF_LIVES = 1.0
@@ -34,10 +34,6 @@ EXPIRED_STRENGTH = 0.05
 MONEY_PLACES = -4  # schema's money is in ten-thousandths
 
 Freshness = Literal["FRESH", "STALE", "EXPIRED"]
-
-
-class ProfileUnreadable(LimnerError):
-    """A stored profile is damaged, or was written by a newer limner than this one."""
 
 
 # gc=False below: these hold strings and numbers, which can't form a cycle, and a reader makes
@@ -102,7 +98,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     """By orders, then quantity, then recency."""
 
 
-class Profile(msgspec.Struct, frozen=True, kw_only=True):
+class Profile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One customer, read at one moment."""
 
     customer_id: str
@@ -117,6 +113,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """When limner last merged something, epoch ms of its clock."""
     version: int
     """Schema version of the stored profile."""
+    linked: list[str] = []
+    """Other ids of the same person, whose events count here too; in JSON absent where there are none."""
+    consent: dict[str, bool] = {}
+    """Purpose -> what the customer said last; in JSON absent before the first word."""
 
     @classmethod
     def from_bytes(cls, raw: bytes, now_ms: int) -> Profile:
@@ -125,18 +125,33 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ProfileUnreadable: damaged bytes, or a newer schema version than this limner knows.
         """
-        with _naming_damage():
-            stored = _decode(raw)
-            evidence = _by_label(stored)
-            return cls(
-                customer_id=stored.id,
-                labels=_labels(evidence, now_ms),
-                sentiment=_sentiment(evidence, now_ms),
-                orders=_orders(stored.o) if stored.o else None,
-                events={source: content.n for source, content in sorted(stored.s.items())},
-                updated_ms=stored.u,
-                version=stored.v,
-            )
+        with stored.naming_damage():
+            content = stored.decode(raw)
+            return read(content.id, content, stored.by_label(content), stored.products(content), now_ms)
+
+
+def read(
+    customer_id: str,
+    content: stored.Stored,
+    evidence: ByLabel,
+    products: Sequence[StoredProduct],
+    now_ms: int,
+    linked: Sequence[str] = (),
+) -> Profile:
+    """The view of a stored profile, or of what `fold` makes of several."""
+    if content.e:
+        evidence = _within_retention(evidence, content.e, now_ms)
+    return Profile(
+        customer_id=customer_id,
+        labels=_labels(evidence, now_ms),
+        sentiment=_sentiment(evidence, now_ms),
+        orders=_orders(content.o, products) if content.o else None,
+        events={source: it.n for source, it in sorted(content.s.items())},
+        updated_ms=content.u,
+        version=content.v,
+        linked=list(linked),
+        consent={purpose: register[0] for purpose, register in sorted(content.c.items())},
+    )
 
 
 def fence(raw: bytes) -> dict[str, int]:
@@ -145,119 +160,21 @@ def fence(raw: bytes) -> dict[str, int]:
     Raises:
         ProfileUnreadable: as `Profile.from_bytes`.
     """
-    with _naming_damage():
-        return _decode(raw).f
+    with stored.naming_damage():
+        return stored.decode(raw).f
 
 
-# --- the stored map, field by field as `schema` gives it --------------------------------------------
+def _within_retention(evidence: ByLabel, retention_ms: dict[str, int], now_ms: int) -> ByLabel:
+    """Without what is kept no longer, though the next merge has yet to remove it."""
+    kept: ByLabel = {}
+    for (facet, label), found in evidence.items():
+        keep = retention_ms.get(facet)
+        if found := [it for it in found if keep is None or it[2].t >= now_ms - keep]:
+            kept[facet, label] = found
+    return kept
 
 
-class _Sum(msgspec.Struct, gc=False, array_like=True):
-    """Evidence of one source for one label."""
-
-    w: float
-    t: int
-    n: int
-    model: str
-    ids: str
-
-
-class _Source(msgspec.Struct):
-    n: int
-    t: int
-    l: dict[str, list[int | float | str]] = {}  # noqa: E741  the stored name; msgspec copies the default
-
-
-class _Product(msgspec.Struct, gc=False, array_like=True):
-    quantity: float
-    ts: int
-    description: str
-
-
-class _Orders(msgspec.Struct):
-    n: int = 0
-    c: int = 0
-    r: int = 0
-    a: int | None = None
-    z: int | None = None
-    q: float = 0.0
-    k: int = 0
-    m: dict[str, tuple[int, int, int]] = {}
-    p: str = ""
-
-
-class _Stored(msgspec.Struct):
-    v: int
-    id: str
-    u: int
-    f: dict[str, int] = {}
-    s: dict[str, _Source] = {}
-    o: _Orders | None = None
-
-
-class _Version(msgspec.Struct):
-    v: int
-
-
-_VERSION = msgspec.msgpack.Decoder(_Version)
-_SUM = msgspec.msgpack.Decoder(_Sum)
-_PRODUCT = msgspec.msgpack.Decoder(_Product)
-
-# What the readers raise on bytes that are no profile.
-_DAMAGE = (
-    msgspec.DecodeError,
-    msgpack.UnpackException,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-)
-
-
-def _decode(raw: bytes) -> _Stored:
-    version = _VERSION.decode(raw).v  # first: a newer profile need not have the shape below
-    if version > PROFILE_VERSION:
-        raise ProfileUnreadable(
-            f"the profile has schema version {version}, this limner reads up to {PROFILE_VERSION}: upgrade limner"
-        )
-    return msgspec.convert(unpack(raw), _Stored)
-
-
-@contextmanager
-def _naming_damage() -> Iterator[None]:
-    try:
-        yield
-    except _DAMAGE as error:
-        raise ProfileUnreadable(f"the stored profile is damaged ({error}): rebuild it from the topics") from None
-
-
-# --- from stored evidence to strengths --------------------------------------------------------------
-
-# (source, half_life_ms, sum) of each source, newest evidence first
-_Evidence = list[tuple[str, float, _Sum]]
-
-
-def _by_label(stored: _Stored) -> dict[tuple[str, str], _Evidence]:
-    """Evidence by (facet, label), sources that agree on the time in order of their name: however the
-    store orders its maps, sums come out the same to the last bit."""
-    evidence: dict[tuple[str, str], _Evidence] = {}
-    for source in sorted(stored.s):
-        for facet, flat in stored.s[source].l.items():
-            half_life_ms = float(flat[0])
-            for at in range(1, len(flat), 2):
-                found = evidence.setdefault((facet, str(flat[at])), [])
-                found.append((source, half_life_ms, _SUM.decode(blob(str(flat[at + 1])))))
-                if len(found) > 1:
-                    found.sort(key=_newest_first)
-    return evidence
-
-
-def _newest_first(entry: tuple[str, float, _Sum]) -> int:
-    return -entry[2].t
-
-
-def _weight(evidence: _Evidence, now_ms: int) -> float:
+def _weight(evidence: Evidence, now_ms: int) -> float:
     weight = 0.0
     for _, half_life_ms, it in evidence:
         weight += it.w * 2.0 ** (-max(0, now_ms - it.t) / half_life_ms)
@@ -275,29 +192,43 @@ def _freshness(age_ms: int, half_life_ms: float, strength: float) -> Freshness:
     return "FRESH" if age_ms <= FRESH_HALF_LIVES * half_life_ms else "STALE"
 
 
-def _labels(evidence: dict[tuple[str, str], _Evidence], now_ms: int) -> list[LabelStrength]:
+def _labels(evidence: ByLabel, now_ms: int) -> list[LabelStrength]:
+    """One loop over each label's sources: a profile has dozens, and this is most of the time of reading one."""
     labels = []
     for (facet, label), found in evidence.items():
-        strength = strength_of(_weight(found, now_ms))
+        weight, count = 0.0, 0
+        sources, event_ids = [], []
+        for source, half_life_ms, it in found:
+            age_ms = now_ms - it.t
+            weight += it.w * 2.0 ** (-age_ms / half_life_ms) if age_ms > 0 else it.w
+            count += it.n
+            sources.append(source)
+            if it.ids:
+                event_ids += it.ids.split("\n")[::-1]
         _, half_life_ms, newest = found[0]
+        strength = strength_of(weight)
         labels.append(
             LabelStrength(
                 facet=facet,
                 label=label,
                 strength=strength,
                 freshness=_freshness(now_ms - newest.t, half_life_ms, strength),
-                evidence=sum([it.n for _, _, it in found]),
+                evidence=count,
                 last_seen=newest.t,
-                sources=[source for source, _, _ in found],
-                event_ids=[event_id for _, _, it in found if it.ids for event_id in reversed(it.ids.split("\n"))],
+                sources=sources,
+                event_ids=event_ids,
                 model=newest.model,
             )
         )
-    labels.sort(key=lambda label: (label.facet, -label.strength, label.label))
+    labels.sort(key=_strongest_first)
     return labels
 
 
-def _sentiment(evidence: dict[tuple[str, str], _Evidence], now_ms: int) -> float | None:
+def _strongest_first(it: LabelStrength) -> tuple[str, float, str]:
+    return it.facet, -it.strength, it.label
+
+
+def _sentiment(evidence: ByLabel, now_ms: int) -> float | None:
     positive, negative, neutral = (
         _weight(evidence.get(("sentiment", label), []), now_ms) for label in ("positive", "negative", "neutral")
     )
@@ -305,39 +236,35 @@ def _sentiment(evidence: dict[tuple[str, str], _Evidence], now_ms: int) -> float
     return (positive - negative) / total if total > 0 else None
 
 
-def _orders(stored: _Orders) -> Orders:
+def _orders(content: StoredOrders, products: Sequence[StoredProduct]) -> Orders:
     money = {
         currency: Money(spent=_decimal(spent), cancelled=_decimal(cancelled), returned=_decimal(returned))
-        for currency, (spent, cancelled, returned) in sorted(stored.m.items())
+        for currency, (spent, cancelled, returned) in sorted(content.m.items())
     }
     basket_value = None
-    if stored.n and len(stored.m) == 1:
-        ((spent, _, _),) = stored.m.values()
-        basket_value = (Decimal(spent) / stored.n).quantize(Decimal(1)).scaleb(MONEY_PLACES)
+    if content.n and len(content.m) == 1:
+        ((spent, _, _),) = content.m.values()
+        basket_value = (Decimal(spent) / content.n).quantize(Decimal(1)).scaleb(MONEY_PLACES)
     return Orders(
-        placed=stored.n,
-        cancelled=stored.c,
-        returned=stored.r,
-        first_ts=stored.a,
-        last_ts=stored.z,
-        items=stored.q,
-        lines=stored.k,
+        placed=content.n,
+        cancelled=content.c,
+        returned=content.r,
+        first_ts=content.a,
+        last_ts=content.z,
+        items=content.q,
+        lines=content.k,
         money=money,
-        basket_items=stored.q / stored.n if stored.n else None,
+        basket_items=content.q / content.n if content.n else None,
         basket_value=basket_value,
-        top_products=_products(stored.p),
+        top_products=_products(products),
     )
 
 
-def _products(packed: str) -> list[Product]:
-    flat = unpack(blob(packed)) if packed else []
-    products = []
-    for at in range(0, len(flat), PRODUCT_FIELDS):
-        sku, orders, rest = flat[at : at + PRODUCT_FIELDS]
-        it = _PRODUCT.decode(blob(rest))
-        products.append(
-            Product(sku=sku, description=it.description, orders=orders, quantity=it.quantity, last_ts=it.ts)
-        )
+def _products(found: Sequence[StoredProduct]) -> list[Product]:
+    products = [
+        Product(sku=it.sku, description=it.description, orders=it.orders, quantity=it.quantity, last_ts=it.ts)
+        for it in found
+    ]
     products.sort(key=lambda product: (-product.orders, -product.quantity, -product.last_ts, product.sku))
     return products
 

@@ -38,13 +38,14 @@ def fresh_settings(kafka: str, redis_url: str, **more: Any) -> Settings:
     run = uuid.uuid4().hex[:8]
     return Settings(
         kafka=kafka, redis=redis_url, group=f"g-{run}", namespace=f"n{run}", chat_topic=f"chat-{run}",
-        order_topic=f"order-{run}", delta_topic=f"deltas-{run}", dead_letter_topic=f"dead-{run}", **more,
+        order_topic=f"order-{run}", delta_topic=f"deltas-{run}", dead_letter_topic=f"dead-{run}",
+        control_topic=f"controls-{run}", **more,
     )  # fmt: skip
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
     names = ("kafka", "redis", "group", "namespace", "chat_topic", "order_topic", "delta_topic", "dead_letter_topic",
-             "session_timeout_s")  # fmt: skip
+             "control_topic", "session_timeout_s")  # fmt: skip
     return {f"LIMNER_{name.upper()}": str(getattr(settings, name)) for name in names} | more
 
 

@@ -43,7 +43,8 @@ HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,Custome
 def own_topics(bootstrap: str, **changed: Any) -> Settings:
     """Settings with topics that no other test uses."""
     mark = uuid.uuid4().hex[:8]
-    names = {name: f"{name}-{mark}" for name in ("chat_topic", "order_topic", "delta_topic", "dead_letter_topic")}
+    names = {name: f"{name}-{mark}" for name in
+             ("chat_topic", "order_topic", "delta_topic", "dead_letter_topic", "control_topic")}  # fmt: skip
     return Settings(kafka=bootstrap, **(names | changed))
 
 
@@ -257,17 +258,17 @@ def test_a_broker_that_goes_away_is_reported(tmp_path: Path) -> None:
 def test_topics_are_created_verified_and_never_changed(any_kafka: str) -> None:
     settings = own_topics(any_kafka, partitions=3)
     check = limner(settings, "topics", "--check")
-    assert (check.returncode, check.stdout.count("missing")) == (1, 4)
+    assert (check.returncode, check.stdout.count("missing")) == (1, 5)
     created = kafka_admin.ensure_topics(settings)
-    assert [(state.partitions, state.created, state.fault) for state in created] == [(3, True, None)] * 4
+    assert [(state.partitions, state.created, state.fault) for state in created] == [(3, True, None)] * 5
     again = limner(settings, "topics")
-    assert (again.returncode, again.stdout.count(" ok\n")) == (0, 4)
-    assert [state.created for state in kafka_admin.ensure_topics(settings)] == [False] * 4
+    assert (again.returncode, again.stdout.count(" ok\n")) == (0, 5)
+    assert [state.created for state in kafka_admin.ensure_topics(settings)] == [False] * 5
 
     other = settings.model_copy(update={"partitions": 5})
     differing = kafka_admin.ensure_topics(other)
     assert all("settings say 5 partitions, it has 3" in (state.fault or "") for state in differing)
-    assert [state.partitions for state in differing] == [3] * 4
+    assert [state.partitions for state in differing] == [3] * 5
 
 
 @pytest.mark.kafka

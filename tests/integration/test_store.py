@@ -131,7 +131,7 @@ def test_too_many_currencies_are_refused_and_the_others_merged(redis_url: str) -
 
     with pytest.raises(MergeRefused, match="16 currencies") as refusal:
         merge(redis_url, *(order(number, "ada") for number in range(18)), order(18, "bo"))
-    assert [it.positions[0].offset for it, _ in refusal.value.deltas] == [16, 17]
+    assert [position.offset for position, _ in refusal.value.refused] == [16, 17]
     assert len(stored(redis_url)["o"]["m"]) == schema.MAX_CURRENCIES  # type: ignore[index,arg-type]
     assert stored(redis_url, "bo")["o"]["n"] == 1  # type: ignore[index]
 

@@ -146,7 +146,7 @@ def test_damage_is_named(raw: bytes) -> None:
 
 
 def test_unknown_keys_are_passed_over_and_the_fence_is_for_tools() -> None:
-    raw = stored(c={"marketing": True}, i=["other"])
+    raw = stored(c={"ads": [True, 1, "tie"]}, i={"other": [False, 1, "tie"]}, later={"what": ["ever"]})
     assert Profile.from_bytes(raw, T).customer_id == "c"
     assert fence(raw) == {"t/0/e": 7}
 
