@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from blacksheep import Content, Response
 
 from streaming import logs
-from streaming.client import InvalidArgument, ProfileUnreadable, UnknownFacet
 from streaming.client.calls import ID_RULE
+from streaming.client.errors import InvalidArgument, NotYetVisible, UnknownFacet
+from streaming.controls.consent import ConsentDenied
 from streaming.errors import BrokerUnavailable, LimnerError, StoreUnavailable
+from streaming.events.wire import Codec
 from streaming.lookup.shapes import EventResult, Problem
+from streaming.profiles.view import ProfileUnreadable
 
 # What a caller does on 503: Redis and Kafka fail over within seconds, and a second keeps a crowd from storming.
 RETRY_AFTER_S = 1
@@ -66,6 +70,10 @@ def problem_of(error: Exception, route: str) -> ProblemError:
             return ProblemError(HTTPStatus.BAD_REQUEST, "invalid-argument", error.detail, field=error.field)
         case UnknownFacet():
             return ProblemError(HTTPStatus.NOT_FOUND, "unknown-facet", str(error), field="facet")
+        case ConsentDenied():
+            return ProblemError(HTTPStatus.FORBIDDEN, "consent-denied", str(error), field="purpose")
+        case NotYetVisible():
+            return ProblemError(HTTPStatus.GATEWAY_TIMEOUT, "not-yet-visible", str(error), field="at_least")
         case StoreUnavailable() | BrokerUnavailable():
             name = "store-unavailable" if isinstance(error, StoreUnavailable) else "broker-unavailable"
             _log.warning("a dependency failed a request", route=route, error=str(error))
@@ -93,17 +101,23 @@ def faulty_field(error: msgspec.ValidationError) -> tuple[str | None, str]:
     return path.removesuffix("`").removeprefix("$").removeprefix(".") or None, expected
 
 
-def decode_body(body: bytes, shape: type[T]) -> T:
+_DECODE: dict[Codec, Callable[..., Any]] = {"json": msgspec.json.decode, "msgpack": msgspec.msgpack.decode}
+
+
+def decode_body(body: bytes, shape: type[T], codec: Codec) -> T:
     """Raises:
-    ProblemError: 400 for what isn't JSON, 422 for a field that is not as `shape` says.
+    ProblemError: 400 for what isn't JSON (or msgpack), 422 for a field that is not as `shape` says.
     """
     try:
-        return msgspec.json.decode(body, type=shape)
+        decoded: T = _DECODE[codec](body, type=shape)
     except msgspec.ValidationError as error:
         field, detail = faulty_field(error)
         raise ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-body", detail, field=field) from None
+    except RecursionError:
+        raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed-body", "the body is nested too deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed-json", f"the body is not JSON: {error}") from None
+        raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed-body", f"the body is not {codec}: {error}") from None
+    return decoded
 
 
 def decode_query(query: dict[str, list[str]], shape: type[T]) -> T:
