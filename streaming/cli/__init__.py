@@ -18,10 +18,16 @@ COMMANDS = {
     "up": "Start everything on this machine: servers, worker, HTTP service.",
     "worker": "Consume events and keep profiles current.",
     "serve": "Run the HTTP service.",
+    "keys": "Make, list, revoke and rotate API keys of the HTTP service.",
     "topics": "Create or verify the Kafka topics.",
     "load": "Send files of events to Kafka.",
-    "profile": "Show one customer's profile.",
+    "profile": "Show one customer's profile, or export all that is known.",
+    "identity": "Link ids of one person, undo it, block an id that several people share.",
+    "consent": "Show or change what a customer grants and denies.",
+    "erase": "Forget a customer, with a receipt.",
+    "explain": "Show what each word of a text does for a label's score.",
     "doctor": "Check settings, broker, store, topics, model and clock.",
+    "models": "Make a model smaller or faster, and see what it costs.",
     "bench": "Measure, beside a baseline in the same run.",
 }
 
@@ -61,7 +67,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except ModuleNotFoundError as error:
-        extras = {"torch": "worker", "faust": "worker", "blacksheep": "serve", "pyarrow": "load"}
+        extras = {"torch": "worker", "faust": "worker", "blacksheep": "serve", "jwt": "serve", "pyarrow": "load"}
         extra = extras.get(error.name or "", "all")
         click.echo(f"limner: {error.name} is not installed: pip install 'limner[{extra}]'", err=True)
         sys.exit(1)

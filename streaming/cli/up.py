@@ -117,7 +117,7 @@ def _customer_to_try(settings: Settings, *, demo: bool) -> str | None:
 
 
 def _is_there(settings: Settings, customer: str) -> bool:
-    return get(settings.http_port, f"/v1/profiles/{customer}", key=settings.api_key)[0] == 200
+    return get(settings.http_port, f"/v1/profiles/{customer}", key=settings.api_key.get_secret_value())[0] == 200
 
 
 def _limner_command() -> str:

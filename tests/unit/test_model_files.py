@@ -43,6 +43,15 @@ def test_cut_altered_missing_or_unrecorded_is_not(folder: Path) -> None:
     assert not is_intact(folder / "absent")
 
 
+def test_files_in_folders_of_the_folder_count(folder: Path) -> None:
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    record_checksums(folder)
+    assert is_intact(folder)
+    (folder / "1_Pooling" / "config.json").write_text("[]")
+    assert not is_intact(folder)
+
+
 def test_the_packages_data_is_checked_before_use(tmp_path: Path) -> None:
     with pytest.raises(ModelCorrupt, match=r"somewhere has SHA-256 .*expected 1571fc98.*pip install"):
         _verified(b"E5S1 and then nothing", "somewhere")
