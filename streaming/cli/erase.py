@@ -9,6 +9,7 @@ import time
 import click
 import msgspec
 
+from streaming import logs
 from streaming import settings as settings_
 from streaming.access import audit
 from streaming.access.callers import Caller
@@ -42,6 +43,7 @@ def erase(customer_id: str, yes: bool, by: str, wait_s: float, verify: bool) -> 
     if not yes:
         click.confirm(f"Forget everything of customer {customer_id!r}? It can't be undone", abort=True, err=True)
     control = Erase(event_id=send.new_id(), ts=send.now_ms(), customer_id=customer_id, by=by)
+    logs.configure(settings)
     audit.record(settings, Caller(f"cli:{getpass.getuser()}", frozenset()), "erase", [customer_id])
     send.send(settings, control)
     receipt = run(settings, lambda store: _wait(store, control, wait_s))
