@@ -41,7 +41,8 @@ def running(**settings: object) -> Iterator[tuple[httpx.Client, Child]]:
 def fresh_topics(broker: Broker) -> dict[str, str]:
     """Topics that nobody else uses, as settings."""
     tag = uuid.uuid4().hex[:8]
-    names = {"chat_topic": f"chat-{tag}", "order_topic": f"order-{tag}"}
+    kinds = ("chat", "order", "delta", "dead_letter", "control")
+    names = {f"{kind}_topic": f"{kind}-{tag}" for kind in kinds}
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
     for future in admin.create_topics([NewTopic(name, 4, 1) for name in names.values()]).values():
         future.result(20)

@@ -20,7 +20,7 @@ import msgspec
 
 from streaming.profiles import stored, view
 from streaming.profiles.schema import PRODUCTS, PROVENANCE
-from streaming.profiles.stored import ByLabel, Register, Stored, StoredOrders, StoredProduct, StoredSource, Sum
+from streaming.profiles.stored import ByLabel, Product, Register, Stored, StoredOrders, StoredSource, Sum
 
 # Ids of one person that a look-up reads at most. A person has a few devices; a wrong link to a shared one must not
 # make a look-up read a town.
@@ -191,25 +191,25 @@ def _orders(found: list[StoredOrders]) -> StoredOrders:
     )
 
 
-def _products(contents: list[Stored]) -> list[StoredProduct]:
-    joined: dict[str, StoredProduct] = {}
+def _products(contents: list[Stored]) -> list[Product]:
+    joined: dict[str, Product] = {}
     for product in _each_product(contents):
         before = joined.get(product.sku)
         if before is None:
             joined[product.sku] = product
             continue
-        newer = product if product.ts > before.ts else before
-        joined[product.sku] = StoredProduct(
+        newer = product if product.last_ts > before.last_ts else before
+        joined[product.sku] = Product(
             sku=product.sku,
             orders=before.orders + product.orders,
             quantity=before.quantity + product.quantity,
-            ts=newer.ts,
+            last_ts=newer.last_ts,
             description=newer.description,
         )
-    return sorted(joined.values(), key=lambda it: (-it.orders, -it.quantity, -it.ts, it.sku))[:PRODUCTS]
+    return sorted(joined.values(), key=view.most_bought)[:PRODUCTS]
 
 
-def _each_product(contents: list[Stored]) -> Iterable[StoredProduct]:
+def _each_product(contents: list[Stored]) -> Iterable[Product]:
     for content in contents:
         yield from stored.products(content)
 

@@ -12,14 +12,15 @@ that moment it counts for what it weighs then, never for more.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from math import exp2
 from typing import Literal
 
 import msgspec
 
 from streaming.profiles import stored
-from streaming.profiles.stored import ByLabel, Evidence, ProfileUnreadable, StoredOrders, StoredProduct
+from streaming.profiles.stored import ByLabel, Evidence, Product, ProfileUnreadable, StoredOrders
 
 __all__ = ["LabelStrength", "Money", "Orders", "Product", "Profile", "ProfileUnreadable", "fence", "read"]
 
@@ -65,16 +66,6 @@ class Money(msgspec.Struct, frozen=True, kw_only=True):
     spent: Decimal
     cancelled: Decimal
     returned: Decimal
-
-
-class Product(msgspec.Struct, gc=False, frozen=True, kw_only=True):
-    sku: str
-    description: str
-    orders: int
-    """Orders with it. May overstate for a product that displaced another (Space-Saving)."""
-    quantity: float
-    last_ts: int
-    """Epoch ms."""
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +125,7 @@ def read(
     customer_id: str,
     content: stored.Stored,
     evidence: ByLabel,
-    products: Sequence[StoredProduct],
+    products: Iterable[Product],
     now_ms: int,
     linked: Sequence[str] = (),
 ) -> Profile:
@@ -177,7 +168,7 @@ def _within_retention(evidence: ByLabel, retention_ms: dict[str, int], now_ms: i
 def _weight(evidence: Evidence, now_ms: int) -> float:
     weight = 0.0
     for _, half_life_ms, it in evidence:
-        weight += it.w * 2.0 ** (-max(0, now_ms - it.t) / half_life_ms)
+        weight += it.w * exp2(-max(0, now_ms - it.t) / half_life_ms)
     return weight
 
 
@@ -200,7 +191,7 @@ def _labels(evidence: ByLabel, now_ms: int) -> list[LabelStrength]:
         sources, event_ids = [], []
         for source, half_life_ms, it in found:
             age_ms = now_ms - it.t
-            weight += it.w * 2.0 ** (-age_ms / half_life_ms) if age_ms > 0 else it.w
+            weight += it.w * exp2(-age_ms / half_life_ms) if age_ms > 0 else it.w
             count += it.n
             sources.append(source)
             if it.ids:
@@ -236,7 +227,7 @@ def _sentiment(evidence: ByLabel, now_ms: int) -> float | None:
     return (positive - negative) / total if total > 0 else None
 
 
-def _orders(content: StoredOrders, products: Sequence[StoredProduct]) -> Orders:
+def _orders(content: StoredOrders, products: Iterable[Product]) -> Orders:
     money = {
         currency: Money(spent=_decimal(spent), cancelled=_decimal(cancelled), returned=_decimal(returned))
         for currency, (spent, cancelled, returned) in sorted(content.m.items())
@@ -256,17 +247,12 @@ def _orders(content: StoredOrders, products: Sequence[StoredProduct]) -> Orders:
         money=money,
         basket_items=content.q / content.n if content.n else None,
         basket_value=basket_value,
-        top_products=_products(products),
+        top_products=sorted(products, key=most_bought),
     )
 
 
-def _products(found: Sequence[StoredProduct]) -> list[Product]:
-    products = [
-        Product(sku=it.sku, description=it.description, orders=it.orders, quantity=it.quantity, last_ts=it.ts)
-        for it in found
-    ]
-    products.sort(key=lambda product: (-product.orders, -product.quantity, -product.last_ts, product.sku))
-    return products
+def most_bought(it: Product) -> tuple[int, float, int, str]:
+    return -it.orders, -it.quantity, -it.last_ts, it.sku
 
 
 def _decimal(ten_thousandths: int) -> Decimal:

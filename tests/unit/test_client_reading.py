@@ -146,9 +146,10 @@ def test_a_purpose_is_served_only_where_it_is_granted(kind: str, redis_url: str,
 
 
 def test_a_misspelt_purpose_is_refused(client: Both, kind: str, redis_url: str) -> None:
-    for call in (lambda: client.get("nobody", purpose="add"), lambda: client.wait_for(TOKEN, 0.1, purpose="add")):
+    put(redis_url, "a", {"chat-events/2/e": 51})
+    for method, args in (("get", ("nobody",)), ("get", ("a",)), ("wait_for", (TOKEN, 0.1))):
         with pytest.raises(InvalidArgument, match="purpose: must be one of analytics, personalisation, ads, training"):
-            call()
+            getattr(client, method)(*args, purpose="add")
     for defaults in ({"add": False}, {"ads": "denied"}):
         with pytest.raises(InvalidArgument, match="consent_default: "):
             Both(kind, redis_url, consent_default=defaults)

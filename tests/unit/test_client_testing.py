@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from streaming.client import (
-    ConsentDenied,
     AsyncProfileClient,
+    ConsentDenied,
     InvalidArgument,
     NotYetVisible,
     ProfileClient,
@@ -144,8 +144,10 @@ def test_waiting_ends_at_once(fake: Either) -> None:
 
 def test_wrong_arguments_and_a_store_that_is_away(fake: Either) -> None:
     token = Token("c", "t", 0, 0)
-    wrong = [("get", ("a{b}",)), ("get_many", ("abc",)), ("audience", ("f", "l", 0)), ("explain", ("",)),
-             ("wait_for", ("x", 1)), ("wait_for", (token, -1)), ("audience", ("f", "l", 1, 0.0, "x"))]  # fmt: skip
+    wrong: list[tuple[str, tuple[Any, ...]]] = [
+        ("get", ("a{b}",)), ("get_many", ("abc",)), ("audience", ("f", "l", 0)), ("explain", ("",)),
+        ("wait_for", ("x", 1)), ("wait_for", (token, -1)), ("audience", ("f", "l", 1, 0.0, "x")),
+    ]  # fmt: skip
     for method, args in wrong:
         with pytest.raises(InvalidArgument):
             getattr(fake, method)(*args)

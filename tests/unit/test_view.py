@@ -125,13 +125,21 @@ def test_orders_of_several_currencies_have_no_mean_value_and_a_return_alone_no_t
 
 
 def test_a_newer_schema_is_refused_whatever_its_shape() -> None:
-    with pytest.raises(ProfileUnreadable, match=rf"schema version {PROFILE_VERSION + 1}.*upgrade limner"):
-        Profile.from_bytes(pack({"v": PROFILE_VERSION + 1, "s": 3}), T)
+    for shape in ({"s": 3}, {"id": "c", "s": {"chat": source({})}}):
+        with pytest.raises(ProfileUnreadable, match=rf"schema version {PROFILE_VERSION + 1}.*upgrade limner"):
+            Profile.from_bytes(pack({"v": PROFILE_VERSION + 1, **shape}), T)
 
 
 # a label's sum that ends early, within a profile that does not
 CUT_SOURCE = {"n": 1, "t": T, "l": {"f": [DAY, "tea", b"\x95\x01"]}}
 CUT = pack({"v": PROFILE_VERSION, "id": "c", "u": T, "f": {}, "s": {"chat": CUT_SOURCE}})
+NO_LABELS = pack({"v": PROFILE_VERSION, "id": "c", "s": {"chat": {"n": 1, "t": T, "l": {"f": []}}}})
+NUMBER_AS_LABEL = pack(
+    {"v": PROFILE_VERSION, "id": "c", "s": {"chat": {"n": 1, "t": T, "l": {"f": [DAY, 7, pack([1, T, 1, "m", ""])]}}}}
+)
+NO_TEXT = stored(o={"n": 1, "p": {"S1": [2, 3, T, "cup"]}}).replace(b"cup", b"\xff\xffp")
+HALF_A_PRODUCT = pack({"v": PROFILE_VERSION, "id": "c", "o": {"n": 1, "p": pack(["S1", 2])}})
+NO_PRODUCTS = pack({"v": PROFILE_VERSION, "id": "c", "o": {"n": 1, "p": 7}})
 NO_HALF_LIFE = stored({"chat": source({"tea": [1, T - 1, 1, "m", []]}, half_life=0)})
 HALF_A_LABEL = pack(
     {"v": PROFILE_VERSION, "id": "c", "u": T, "s": {"chat": {"n": 1, "t": T, "l": {"f": [DAY, "tea"]}}}}
@@ -139,7 +147,11 @@ HALF_A_LABEL = pack(
 MISTYPED = stored({"chat": {"n": "x", "t": T}})
 
 
-@pytest.mark.parametrize("raw", [b"", b"\xc1", stored()[:-3], pack([1]), MISTYPED, CUT, NO_HALF_LIFE, HALF_A_LABEL])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"\xc1", stored()[:-3], pack([1]), MISTYPED, CUT, NO_HALF_LIFE, HALF_A_LABEL, NO_LABELS, NUMBER_AS_LABEL,
+     NO_TEXT, HALF_A_PRODUCT, NO_PRODUCTS],
+)  # fmt: skip
 def test_damage_is_named(raw: bytes) -> None:
     with pytest.raises(ProfileUnreadable, match="damaged"):
         Profile.from_bytes(raw, T)
