@@ -229,7 +229,7 @@ def _windows(bench: _Bench) -> dict[str, Any]:
     """Milliseconds of one call of so many texts, drawn from all corpora alike."""
     medians, tails = {}, {}
     for size, count in WINDOWS.items():
-        count = max(3, count // 10) if bench.options.limit else count
+        count = max(3, count // 10) if (bench.options.limit or RACE_TEXTS) < RACE_TEXTS else count
         took = [_window(bench, size, seed)[0] for seed in range(count)][min(5, count // 8) :]
         medians[str(size)] = round(statistics.median(took), 2)
         tails[str(size)] = round(float(np.percentile(took, 99)), 2)
