@@ -103,11 +103,13 @@ def limner(folder: Path, device: str) -> Embed:
 def limner_pool(folder: Path, device: str) -> Embed:
     """An engine process a core, without a memory of texts."""
     from model.engine_process import Start
+    from model.files import default_cache_dir
     from model.pool import LOAD, EnginePool, PoolOptions
 
     if device != "cpu":
         raise Skipped("one process fills a GPU")
-    start = Start(LOAD, {"name": str(folder), "device": device, "cache_mb": 0})
+    arguments = {"name": str(folder), "device": device, "cache_mb": 0, "cache_dir": str(default_cache_dir())}
+    start = Start(LOAD, arguments)
     pool = EnginePool(start, PoolOptions(engines=THREADS, threads=1, cache_mb=0))
     ENDING.append(pool.close)
     return lambda texts, batch: pool.embed(texts)
