@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 
 import mode.loop
 
@@ -32,6 +31,4 @@ def run(settings: Settings, scorer: Scorer) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    # While a batch is decoded or built in its thread, the event loop gets its turn after this long, not after 5 ms.
-    sys.setswitchinterval(0.001)
     worker.execute_from_commandline()

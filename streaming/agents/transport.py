@@ -21,13 +21,6 @@ T = TypeVar("T")
 
 
 class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    async def start(self) -> None:
-        """Faust starts the thread and goes on; who then asks before the thread has made its consumer gets
-        `ConsumerNotStarted`, and the worker ends, or hangs, before it has begun."""
-        await super().start()
-        while self._consumer is None and not self.should_stop:
-            await asyncio.sleep(0.005)
-
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
