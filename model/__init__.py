@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from model.cache import Evidence
     from model.engine import Engine, LabelRef
-    from model.stacked import Evidence
 
 __all__ = ["Engine", "Evidence", "LabelRef"]
 

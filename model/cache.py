@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from model.taxonomy import Source
+
 K = TypeVar("K")
 V = TypeVar("V")
+
+# What a text says: (index in the engine's `label_refs`, probability) of each label.
+Evidence = tuple[tuple[int, float], ...]
 
 # Of one entry beside its key and value: the OrderedDict's node, its share of two hash tables, the lists' slots.
 ENTRY_BYTES = 200
@@ -65,3 +74,13 @@ def remembered(cache: BoundedCache[K, V], keys: Sequence[K], compute: Callable[[
     fresh = dict(zip(missing, compute(missing), strict=True))
     cache.put_many(fresh.items())
     return [fresh[key] if value is None else value for key, value in zip(keys, found, strict=True)]
+
+
+def embedding_cache(max_bytes: int) -> BoundedCache[str, NDArray[np.float32]]:
+    """A row of numbers a text."""
+    return BoundedCache(max_bytes, lambda text, row: sys.getsizeof(text) + row.nbytes + sys.getsizeof(row[:0]))
+
+
+def evidence_cache(max_bytes: int) -> BoundedCache[tuple[Source, str], Evidence]:
+    # 120: the key's tuple and the evidence's own; 88: a pair's tuple, its float and its slot
+    return BoundedCache(max_bytes, lambda key, pairs: sys.getsizeof(key[1]) + 120 + 88 * len(pairs))

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import msgspec
 
+from model.cache import Evidence
+
 log = logging.getLogger(__name__)
 
-Evidence = tuple[tuple[int, float], ...]
 
 FILE = "descriptions.sqlite"
 # Batches that wait to be written. More come only where the disk is slower than the model; they are dropped.

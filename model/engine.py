@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from model import compressed
-from model.cache import BoundedCache
+from model.cache import Evidence, embedding_cache, evidence_cache
 from model.cuda import CudaEncoder
 from model.encoder import Embeddings, Encoder
 from model.errors import ModelCorrupt, ModelError, ModelUnavailable
@@ -42,7 +41,7 @@ from model.heads import (
     shipped_center,
     write_heads,
 )
-from model.stacked import Evidence, StackedHeads
+from model.stacked import StackedHeads
 from model.taxonomy import Facet, Source, load_packs
 from model.tokens import LongTexts
 
@@ -84,13 +83,8 @@ class Engine:
         self._folder = folder
         self._encoder = encoder
         limit = cache_mb * 2**20
-        self._embeddings: BoundedCache[str, Embeddings] = BoundedCache(
-            int(limit * EMBEDDING_SHARE), lambda text, row: sys.getsizeof(text) + row.nbytes + sys.getsizeof(row[:0])
-        )
-        # 120: the key's tuple and the evidence's own; 88: a pair's tuple, its float and its slot
-        self._evidence: BoundedCache[tuple[Source, str], Evidence] = BoundedCache(
-            limit - self._embeddings.max_bytes, lambda key, pairs: sys.getsizeof(key[1]) + 120 + 88 * len(pairs)
-        )
+        self._embeddings = embedding_cache(int(limit * EMBEDDING_SHARE))
+        self._evidence = evidence_cache(limit - self._embeddings.max_bytes)
 
     @classmethod
     def load(

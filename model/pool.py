@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -24,8 +23,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from model.cache import BoundedCache, remembered
-from model.disk_cache import DiskCache, Evidence
+from model.cache import Evidence, embedding_cache, evidence_cache, remembered
+from model.disk_cache import DiskCache
 from model.engine_process import EngineDied, EngineProcess, EngineRaised, Job, Kind, Label, Ready, Start
 from model.errors import EngineFailed, ModelError, TextRefused
 from model.queue import Window, WindowQueue
@@ -103,13 +102,8 @@ class EnginePool:
         self.labels = self.ready.labels
         self.label_refs: Sequence[Label] = self.ready.label_refs
         limit = options.cache_mb * 2**20
-        # the sizes as in model.engine
-        self._embeddings: BoundedCache[str, Array] = BoundedCache(
-            int(limit * EMBEDDING_SHARE), lambda text, row: sys.getsizeof(text) + row.nbytes + sys.getsizeof(row[:0])
-        )
-        self._evidence: BoundedCache[tuple[Source, str], Evidence] = BoundedCache(
-            limit - self._embeddings.max_bytes, lambda key, pairs: sys.getsizeof(key[1]) + 120 + 88 * len(pairs)
-        )
+        self._embeddings = embedding_cache(int(limit * EMBEDDING_SHARE))
+        self._evidence = evidence_cache(limit - self._embeddings.max_bytes)
         self._disk = DiskCache(options.cache_dir, self.version, options.disk_mb * 2**20) if options.disk_mb else None
 
     def evidence(self, texts: Sequence[str], source: Source) -> list[Evidence]:

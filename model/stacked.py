@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.cache import Evidence
 from model.heads import Array, Head
 from model.taxonomy import Source
-
-Evidence = tuple[tuple[int, float], ...]
 
 
 class StackedHeads:

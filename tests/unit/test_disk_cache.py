@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from model.disk_cache import FILE, DiskCache, Evidence
+from model.cache import Evidence
+from model.disk_cache import FILE, DiskCache
 from model.engine_process import Start
 from model.pool import EnginePool, PoolOptions
 from tests.engine_fakes import LOAD, FakeEngine

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.cache import Evidence
 from model.heads import Array, Head
-from model.stacked import Evidence, StackedHeads
+from model.stacked import StackedHeads
 from model.taxonomy import Facet
 
 DIM = 12
