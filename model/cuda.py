@@ -22,7 +22,7 @@ import torch
 
 from model import packed
 from model.buckets import BUCKETS, TOKENS_PER_ROW, Bucket, bucket_of, each_window, fill, forward
-from model.encoder import Embeddings, Encoder, _joined
+from model.encoder import Embeddings, Encoder, joined
 from model.errors import EngineFailed
 from model.pooling import Pooling
 from model.tokens import MAX_TOKENS, Ids, LongTexts, Tokens
@@ -205,7 +205,7 @@ class CudaEncoder(Encoder):
                     started.append((tokens, np.empty((len(tokens), self.dim), np.float32)))
                     self._windows.start(*started[-1])
             found = [
-                rows if tokens.rows_of is None else _joined(rows, tokens.lengths, tokens.rows_of)
+                rows if tokens.rows_of is None else joined(rows, tokens.lengths, tokens.rows_of)
                 for tokens, rows in started
             ]
         return np.concatenate(found) if found else np.empty((0, self.dim), np.float32)

@@ -84,7 +84,7 @@ class Encoder:
         out = np.empty((len(tokens), self.dim), np.float32)
         for rows in passes(tokens.lengths, self.tokens_per_pass, padded=self.weights is None):
             out[rows] = self._embed_rows(tokens.take(rows))
-        return out if tokens.rows_of is None else _joined(out, tokens.lengths, tokens.rows_of)
+        return out if tokens.rows_of is None else joined(out, tokens.lengths, tokens.rows_of)
 
     @torch.inference_mode()
     def _embed_rows(self, tokens: Tokens) -> Embeddings:
@@ -108,7 +108,7 @@ def passes(lengths: Ids, limit: int, padded: bool) -> list[NDArray[np.intp]]:
     return [*cut, order[start:]] if len(order) else []
 
 
-def _joined(rows: Embeddings, lengths: Ids, rows_of: Ids) -> Embeddings:
+def joined(rows: Embeddings, lengths: Ids, rows_of: Ids) -> Embeddings:
     """Each text's embedding from those of its windows: their mean weighted by tokens, L2-normalised again."""
     starts = np.cumsum(rows_of) - rows_of
     sums = np.add.reduceat(rows * lengths[:, None].astype(np.float32), starts, axis=0)

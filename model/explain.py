@@ -200,7 +200,7 @@ def _places(reader: TokenReader, ids: list[int], tokens: Tokens) -> NDArray[np.i
         return np.full(len(tokens.ids), -1, np.int32)
     rows, lengths = kept, np.array([len(kept)], np.int32)
     if len(kept) > tokens.lengths[0] - len(reader.start) - len(reader.end):
-        rows, lengths, _ = reader._shortened(kept, lengths)
+        rows, lengths, _ = reader.shortened(kept, lengths)
     frame = (np.full(len(reader.start), -1, np.int32), np.full(len(reader.end), -1, np.int32))
     return np.concatenate([part for row in Tokens(rows, lengths) for part in (frame[0], row, frame[1])])
 

@@ -110,7 +110,7 @@ class TokenReader:
             lengths[empty] = 1
         rows_of = None
         if (lengths > self._room).any():
-            ids, lengths, rows_of = self._shortened(ids, lengths)
+            ids, lengths, rows_of = self.shortened(ids, lengths)
         return Tokens(*self._framed(ids, lengths), rows_of)
 
     def _encode(self, plain: list[str]) -> list[Encoding]:
@@ -129,7 +129,7 @@ class TokenReader:
         dropped = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[unwanted], minlength=len(lengths))
         return ids[~unwanted], lengths - dropped.astype(np.int32)
 
-    def _shortened(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids | None]:
+    def shortened(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids | None]:
         """The same with texts longer than the room cut or in windows, by the policy."""
         room = self._room
         rows: list[Ids] = []
