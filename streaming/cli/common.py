@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import click
 import msgspec
-import redis.asyncio
 
 from streaming.controls import send
 from streaming.controls.store import ControlStore
@@ -45,10 +44,8 @@ def run(settings: Settings, work: Callable[[ControlStore], Awaitable[T]]) -> T:
     """Do `work` with a store of its own."""
 
     async def with_store() -> T:
-        async with redis.asyncio.from_url(
-            settings.redis, socket_timeout=settings.store_timeout_s, socket_connect_timeout=settings.store_timeout_s
-        ) as client:
-            return await work(ControlStore(client, settings.namespace))
+        async with ControlStore.open(settings) as store:
+            return await work(store)
 
     return asyncio.run(with_store())
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import redis.asyncio
 from redis.commands.core import AsyncScript
@@ -22,6 +22,7 @@ from streaming.profiles.keys import (
     tombstone_key_of,
 )
 from streaming.profiles.store import OUTAGES, constants
+from streaming.settings import Settings
 
 Written = Literal["written", "older", "erased", "full", "version"]
 
@@ -41,6 +42,15 @@ class ControlStore:
         self._namespace = namespace
         self._register = self._script(constants(), "register.lua")
         self._erase = self._script("", "erase.lua")
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+        """One over a connection of its own."""
+        async with redis.asyncio.from_url(
+            settings.redis, socket_timeout=settings.store_timeout_s, socket_connect_timeout=settings.store_timeout_s
+        ) as client:
+            yield cls(client, settings.namespace)
 
     def _script(self, head: str, name: str) -> AsyncScript:
         text = files("streaming.profiles").joinpath(name).read_text(encoding="utf-8")

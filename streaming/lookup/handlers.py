@@ -97,8 +97,9 @@ async def get_profile(service: Service, request: Request) -> Response:
         await service.reader.wait_for(token, query.wait_ms / 1000)
     known = await service.reader.read_person(customer_id)
     now_ms = calls.now_ms()
-    if query.purpose is not None and (person := fold.fold(customer_id, known, now_ms)):
-        require(person, query.purpose, service.settings.consent)
+    profile = None  # made when it is needed: most answers are known by their tag or rendered already
+    if query.purpose is not None and (profile := fold.fold(customer_id, known, now_ms)):
+        require(profile, query.purpose, service.settings.consent)
     tag, tags = tag_of(known.values(), now_ms), known_tags(request)
     if tag in tags:
         return unchanged(tag)
@@ -106,7 +107,7 @@ async def get_profile(service: Service, request: Request) -> Response:
     stored = known[customer_id] if len(known) == 1 else None  # of linked ids nothing is kept
     rendering = service.renderings.get(key, stored, now_ms)
     if rendering is None:
-        profile = fold.fold(customer_id, known, now_ms)
+        profile = profile or fold.fold(customer_id, known, now_ms)
         if profile is None:
             raise _unknown(customer_id)
         shown = profile if fields is None else select.select(profile, fields)

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-import redis.asyncio
 from blacksheep import Request, Response
 
 from streaming.access import audit
@@ -38,15 +37,6 @@ from streaming.lookup.reply import reply
 from streaming.profiles import fold
 from streaming.profiles.keys import erased_name
 from streaming.profiles.view import Profile
-from streaming.settings import Settings
-
-
-def control_store(settings: Settings) -> tuple[redis.asyncio.Redis, ControlStore]:
-    """A store for controls and the client to close after it."""
-    client: redis.asyncio.Redis = redis.asyncio.from_url(
-        settings.redis, socket_timeout=settings.store_timeout_s, socket_connect_timeout=settings.store_timeout_s
-    )
-    return client, ControlStore(client, settings.namespace)
 
 
 async def delete_profile(service: Service, request: Request) -> Response:
@@ -57,8 +47,7 @@ async def delete_profile(service: Service, request: Request) -> Response:
 
 async def get_erasures(service: Service, request: Request) -> Response:
     customer_id = _asked(request)
-    client, store = control_store(service.settings)
-    async with client:
+    async with ControlStore.open(service.settings) as store:
         found = await store.receipts(erased_name(customer_id))
     return await reply(request, shapes.Erasures([msgspec.json.decode(raw, type=Receipt) for raw in found]))
 
@@ -90,10 +79,10 @@ async def put_consent(service: Service, request: Request) -> Response:
 async def get_consent(service: Service, request: Request) -> Response:
     """Of a customer who is not known, too: what counts is the default."""
     customer_id = _asked(request)
-    profile = fold.fold(customer_id, await service.reader.read_person(customer_id), calls.now_ms())
-    raw = await service.reader.read(customer_id)
-    if profile is None and raw is not None:  # one of whom only consent is known
-        profile = Profile.from_bytes(raw, calls.now_ms())
+    known, now_ms = await service.reader.read_person(customer_id), calls.now_ms()
+    profile = fold.fold(customer_id, known, now_ms)
+    if profile is None and (stored := known[customer_id]) is not None:  # one of whom only consent is known
+        profile = Profile.from_bytes(stored, now_ms)
     defaults = service.settings.consent
     granted = {purpose: allowed(profile, purpose, defaults) for purpose in PURPOSES}
     return await reply(request, shapes.ConsentFound(customer_id, granted, dict(profile.consent) if profile else {}))
@@ -102,8 +91,7 @@ async def get_consent(service: Service, request: Request) -> Response:
 async def get_export(service: Service, request: Request) -> Response:
     customer_id = _asked(request)
     audit.record(service.settings, caller_of(request), "export", [customer_id])
-    client, store = control_store(service.settings)
-    async with client:
+    async with ControlStore.open(service.settings) as store:
         return await reply(request, await export(service.settings, store, customer_id, calls.now_ms()))
 
 
