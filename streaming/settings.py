@@ -19,7 +19,7 @@ from pydantic_settings import (
 from model.files import default_cache_dir
 from streaming.controls.types import PURPOSES, Purpose
 from streaming.errors import SettingsError
-from streaming.events.types import Limits
+from streaming.events.types import Limits, Source
 
 TOML_FILE = "limner.toml"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -191,6 +191,10 @@ class Settings(BaseSettings):
     @property
     def retention_ms(self) -> dict[str, int]:
         return {facet: round(days * 86_400_000) for facet, days in self.retention_days.items()}
+
+    def topic_of(self, source: Source) -> str:
+        """Where the events of a source come in."""
+        return self.chat_topic if source == "chat" else self.order_topic
 
     @property
     def limits(self) -> Limits:

@@ -31,6 +31,7 @@ from aiokafka.structs import TopicPartition
 
 from streaming import kafka_admin
 from streaming import settings as settings_module
+from streaming.access.kafka import librdkafka_options, python_options
 from streaming.demo.feed import events as demo_events
 from streaming.embedded.broker import Broker
 from streaming.embedded.processes import Child, free_port
@@ -92,12 +93,9 @@ class Bench:
     client: confluent_kafka.Producer
     metrics_port: int
 
-    def topic(self, source: Source) -> str:
-        return self.settings.order_topic if source == "order" else self.settings.chat_topic
-
     def send(self, source: Source, events: Sequence[Sent]) -> None:
         for event in events:
-            self.client.produce(self.topic(source), event.value, event.customer_id.encode())
+            self.client.produce(self.settings.topic_of(source), event.value, event.customer_id.encode())
             self.client.poll(0)
         self.client.flush(60)
 
@@ -134,7 +132,9 @@ class Bench:
         for number, event in enumerate(events):
             time.sleep(max(0.0, started + number / per_s - time.perf_counter()))
             delivered = watch.delivered if number % every == 0 else None
-            self.client.produce(self.topic(source), event.value, event.customer_id.encode(), on_delivery=delivered)
+            self.client.produce(
+                self.settings.topic_of(source), event.value, event.customer_id.encode(), on_delivery=delivered
+            )
             self.client.poll(0)
         self.client.flush(60)
         return watch.end()
@@ -188,7 +188,7 @@ class Published:
     def single_deltas(self, topic: str) -> dict[tuple[int, int], Delta]:
         """(partition, offset) of a source record -> a delta of that record alone; of all published since the last."""
         client = confluent_kafka.Consumer(
-            {"bootstrap.servers": self._settings.kafka, "group.id": "bench-deltas", "enable.auto.commit": False}
+            {**librdkafka_options(self._settings), "group.id": "bench-deltas", "enable.auto.commit": False}
         )
         deltas = self._settings.delta_topic
         client.assign([confluent_kafka.TopicPartition(deltas, p, offset) for p, offset in self._next.items()])
@@ -209,7 +209,7 @@ class Published:
 async def raw_rate(settings: Settings, topic: str, deltas: dict[tuple[int, int], Delta]) -> float:
     store_client = redis.asyncio.from_url(settings.redis)
     store = ProfileStore(store_client, f"raw{time.monotonic_ns()}")
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka, auto_offset_reset="earliest")
+    consumer = AIOKafkaConsumer(**python_options(settings), auto_offset_reset="earliest")
     await consumer.start()
     partitions = [TopicPartition(topic, p) for p in range(settings.partitions)]
     consumer.assign(partitions)

@@ -46,7 +46,6 @@ def feed(
         BrokerUnavailable: Kafka did not take an event.
     """
     demo = events()
-    topics = {"chat": settings.chat_topic, "order": settings.order_topic}
     started = time.monotonic()
     shift = round(time.time() * 1000) - demo[-1]["ts"]
     sender = Sender(settings)
@@ -55,7 +54,7 @@ def feed(
         due = min(len(demo), 1 + int((time.monotonic() - started) * events_per_s))
         for event in demo[sent:due]:
             value = msgspec.json.encode(event | {"ts": event["ts"] + shift})
-            sender.send(topics[kind_of(value)], event["customer_id"], value)
+            sender.send(settings.topic_of(kind_of(value)), event["customer_id"], value)
         sent = due
         if on_sent:
             on_sent(sent, len(demo))

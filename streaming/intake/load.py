@@ -73,7 +73,6 @@ def load(
                 if table := _table(source, options, lambda number, refused: None):
                     resolve(table.name, table.columns, options)
     ensure_topics(settings)
-    topics: dict[Source, str] = {"chat": settings.chat_topic, "order": settings.order_topic}
     steps = WholeSteps()
     sender = Sender(settings, steps)
     with steps.watching():
@@ -82,7 +81,7 @@ def load(
                 with files.open_source(path, options.encoding, settings.max_record_bytes) as source:
                     account = _Account(source, index, summary, on_refused, on_progress)
                     for ready in _events(source, options, limits, account):
-                        sender.send(topics[ready.kind], ready.customer_id, ready.value)
+                        sender.send(settings.topic_of(ready.kind), ready.customer_id, ready.value)
                         summary.events[ready.kind] += 1
                         summary.acknowledged = sender.acknowledged
         finally:

@@ -73,7 +73,7 @@ def take(body: bytes, codec: Codec, settings: Settings) -> Taken:
             peek = _peek(item, codec)
             event_id = peek.event_id if isinstance(peek.event_id, str) else None
             source = _source(peek)
-            topic = settings.chat_topic if source == "chat" else settings.order_topic
+            topic = settings.topic_of(source)
             event = _event(item, codec, source, topic, limits, now_ms)
         except InvalidEvent as error:
             results.append(EventResult(index, "rejected", event_id=event_id, reason=error.reason, detail=error.detail))
