@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,13 +20,20 @@ DAY = 86_400_000
 HALF_LIFE = 7 * DAY
 
 
+SERVE = (sys.executable, "-m", "streaming.cli", "serve")
+
+
 @contextmanager
-def running(**settings: object) -> Iterator[tuple[httpx.Client, Child]]:
+def running(
+    argv: Sequence[str] = SERVE, verify: ssl.SSLContext | None = None, **settings: object
+) -> Iterator[tuple[httpx.Client, Child]]:
+    """The service, ready, and a client of it: over TLS with `verify`."""
     port = free_port()
+    base = f"{'https' if verify else 'http'}://127.0.0.1:{port}"
     env = {f"LIMNER_{name.upper()}": str(value) for name, value in {"http_port": port, **settings}.items()}
     with (
-        Child("service", [sys.executable, "-m", "streaming.cli", "serve"], env=env) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+        Child("service", argv, env=env) as process,
+        httpx.Client(base_url=base, timeout=20, verify=verify or True) as client,
     ):
 
         def answers() -> bool:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +27,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from streaming.access import keys
 from streaming.access.callers import SCOPES, Scope
 from streaming.embedded.broker import Broker
-from streaming.embedded.processes import Child, free_port
+from streaming.embedded.processes import free_port
 from streaming.embedded.store import Store
 from streaming.lookup.routes import ROUTES, Route
 from streaming.profiles.keys import half_lives_key, profile_key
 from tests.certificates import Authority
 from tests.issuer import Issuer, public
-from tests.serving import problem
+from tests.serving import SERVE, problem, running
 from tests.stored import profile
 
-SERVE = [sys.executable, "-m", "streaming.cli", "serve"]
 ISSUER_KEY = ec.generate_private_key(ec.SECP256R1())
-
-
-@contextmanager
-def running(
-    argv: list[str] = SERVE, verify: ssl.SSLContext | None = None, **settings: object
-) -> Iterator[tuple[httpx.Client, Child]]:
-    port = free_port()
-    env = {f"LIMNER_{name.upper()}": str(value) for name, value in {"http_port": port, **settings}.items()}
-    with (
-        Child("service", argv, env=env) as process,
-        httpx.Client(
-            base_url=f"{'https' if verify else 'http'}://127.0.0.1:{port}", timeout=10, verify=verify or True
-        ) as client,
-    ):
-
-        def answers() -> bool:
-            try:
-                return client.get("/health").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        process.wait_ready(answers)
-        yield client, process
 
 
 def make_key(path: Path, *scopes: Scope, **fields: object) -> str:
