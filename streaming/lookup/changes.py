@@ -14,7 +14,8 @@ from streaming.errors import StoreUnavailable
 from streaming.lookup.notices import Notices
 from streaming.lookup.problems import ProblemError, problem_of
 
-# A stream costs two sockets' memory and nothing while nothing changes. Half of the connections that the server takes.
+# A stream costs two sockets' memory and nothing while nothing changes. An eighth of the connections that the server
+# takes.
 MAX_STREAMS = 512
 # Proxies close a connection that is silent for a minute, some for 30 s. Decay and what a notice missed show then.
 HEARTBEAT_S = 15.0
